@@ -1,0 +1,25 @@
+"""The workbench for mixture-of-experts models: ``moecli.train``, ``moecli.load``, ``moecli.runs``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "runs", "train"]
+
+if TYPE_CHECKING:
+    from moecli.report.compare import runs
+    from moecli.run import load, train
+
+
+def __getattr__(name: str) -> Any:
+    """Heavy libraries are imported when they are first asked for."""
+    if name in ("train", "load"):
+        from moecli import run
+
+        return getattr(run, name)
+    if name == "runs":
+        from moecli.report import compare
+
+        return compare.runs
+    raise AttributeError(f"module 'moecli' has no attribute {name!r}")

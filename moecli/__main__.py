@@ -1,0 +1,5 @@
+"""``python -m moecli`` is ``moe``."""
+
+from moecli.cli.app import main
+
+main()

@@ -1,0 +1,103 @@
+"""Needs and gives: what each part asks of the others; a refusal is a set difference and its one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+from moecli.config import build, compose, registry
+from moecli.errors import UsageError
+from moecli.routing import Router
+
+# need: what to do about it; {options} are the routers that would do.
+REMEDIES = {
+    "ids": "Use a task of text (task=stdlib_text), or a router with a gate (router=top_k)",
+    "sequence": "Use a task of text (task=stdlib_text), or model=layer and scope=batch",
+    "items": "Use model=transformer, which reads sequences",
+    "causal": "Use router={options}, or a task that is not causal: moe ls --matrix",
+    "density": "Use router={options}, or model=layer",
+    "logits": "Leave it out: auxiliary=[], or use router={options}",
+    "noise": "Leave it out: auxiliary=[], or use router={options}",
+    "gate": "Leave it out: auxiliary=[], or use router={options}",
+    "gate loss": "Give it one: auxiliary=[switch_balance], or use router={options}",
+    "classes": "Use family=gaussian",
+    "real": "Use family=categorical",
+}
+MEANING = {
+    "ids": "it needs token ids, and there are none",
+    "sequence": "it needs sequences, and each example stands alone",
+    "items": "it needs whole examples, and the task is made of sequences",
+    "logits": "it needs a logit for each expert, and the router has none",
+    "noise": "it needs the router's noise, and there is none",
+    "gate": "it needs a gate to act on, and the router has none",
+    "gate loss": "no loss reaches its gate, so it would never learn",
+    "classes": "it needs classes for targets, and they are real numbers",
+    "real": "it needs real targets, and they are classes",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a combination, as ``group=option``."""
+
+    name: str
+    needs: frozenset[str]
+    gives: frozenset[str]
+    reasons: Mapping[str, str] = field(default_factory=dict)  # why it does not give something
+
+
+def part(name: str, thing: Any) -> Part:
+    return Part(name, frozenset(thing.needs), frozenset(thing.gives))
+
+
+def router_part(name: str, router: Router, training: bool = False) -> Part:
+    """What a built router gives: its evidence, and whatever it claims in evaluation."""
+    claims = {claim for claim, holds in asdict(router.claims(training)).items() if holds}
+    needs = router.needs | (frozenset() if "trains_gate" in claims or "gate" not in router.gives else {"gate loss"})
+    return Part(name, needs, router.gives | claims, router.why_not())
+
+
+def refusals(parts: Sequence[Part]) -> list[str]:
+    """One sentence for each need that no part gives: ``what (where): why. what to do``."""
+    given = frozenset().union(*(p.gives for p in parts))
+    return [_sentence(need, p, parts) for p in parts for need in sorted(p.needs - given)]
+
+
+def _sentence(need: str, asking: Part, parts: Sequence[Part]) -> str:
+    blamed = next((p for p in parts if need in p.reasons), asking)
+    where = asking.name if blamed is not asking else _context(asking, parts)
+    if need == "causal":
+        where += " is causal"
+    why = blamed.reasons.get(need) or MEANING[need]
+    remedy = REMEDIES[need].format(options=", ".join(routers_giving(need)))
+    if asking.name.startswith("model"):
+        remedy = "Use model=layer, or a task of text (task=stdlib_text)" if need in ("ids", "sequence") else remedy
+    return f"{blamed.name} ({where}): {why}. {remedy}"
+
+
+def _context(asking: Part, parts: Sequence[Part]) -> str:
+    """What the asking part was combined with: its router, or the task."""
+    partner = "task" if asking.name.startswith(("router", "model", "family")) else "router"
+    return next((p.name for p in parts if p.name.startswith(partner) and p is not asking), "this combination")
+
+
+@cache
+def routers_giving(need: str) -> list[str]:
+    """Routers that, built with their defaults, give ``need``."""
+    return [name for name in registry()["router"] if need in router_part(name, small_router(name)).gives]
+
+
+@cache
+def small_router(option: str, *words: str) -> Router:
+    """A router on 4 experts and 8 dimensions, to ask what it claims; ``words`` set its options."""
+    config = compose([f"router={option}", *words]).config
+    context = {"dim": 8, "num_experts": 4, "vocab_size": 50, "layer": 0, "num_layers": 1}
+    return build(config["router"], gate=lambda n: build(config["gate"], **{**context, "num_experts": n}), **context)
+
+
+def refuse(parts: Sequence[Part]) -> None:
+    """Raise UsageError with the first sentence, where the parts do not fit."""
+    for sentence in refusals(parts):
+        raise UsageError(sentence)

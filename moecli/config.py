@@ -1,0 +1,629 @@
+"""Compose, check, build: the only module that knows Hydra.
+
+``compose`` turns ``key=value`` words into one complete, plain dictionary, and refuses what it does
+not know in one line, without importing torch: option types are read from the source of each part's
+constructor.  ``build`` turns a node of that dictionary into the part.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from moecli import types
+from moecli.errors import ArtifactError, UsageError
+
+Config = dict[str, Any]
+REQUIRED = object()
+# Constructor arguments that the surrounding model fills in; no user sets them.
+CONTEXT = ("parts", "gate", "dim", "out", "num_experts", "layer", "num_layers", "vocab_size")
+FREE = ("model.layers",)  # keys below these are checked by the model, which knows its layers
+_plugins: list[Path] = []
+
+
+# -- where parts are found ---------------------------------------------------------------------
+
+
+def conf_root() -> Path:
+    """conf/ lies in the package in a wheel, and beside it in a checkout."""
+    packaged = Path(str(files("moecli"))) / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "conf"
+
+
+def use_plugins(folders: Iterable[Path]) -> None:
+    """Let these folders (each with Python files and a ``conf/`` of the same shape as ours) add parts.
+
+    Raises UsageError for a folder without ``conf/``.
+    """
+    for folder in (f.expanduser().resolve() for f in folders):
+        if not (folder / "conf").is_dir():
+            raise UsageError(
+                f"--plugin {folder}: it has no folder conf/. Put one option a file there: conf/router/NAME.yaml"
+            )
+        if folder not in _plugins:
+            _plugins.append(folder)
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    registry.cache_clear()
+
+
+def plugin_roots() -> list[Path]:
+    """The conf/ of every plugin: those named now, and installed packages with an entry point ``moecli.plugins``."""
+    found = [importlib.util.find_spec(point.value) for point in entry_points(group="moecli.plugins")]
+    installed = [Path(spec.origin).parent for spec in found if spec and spec.origin]
+    return [folder / "conf" for folder in [*_plugins, *installed]]
+
+
+@cache
+def registry() -> dict[str, dict[str, Path]]:
+    """{group: {option: its YAML file}}, straight from the files; names with a leading _ are shared pieces."""
+    found: dict[str, dict[str, Path]] = {}
+    for root in (conf_root(), *plugin_roots()):
+        for file in sorted(root.glob("*/*.yaml")):
+            if not file.name.startswith("_"):
+                found.setdefault(file.parent.name, {})[file.stem] = file
+    return found
+
+
+def describe(group: str, option: str) -> str:
+    """The first comment line of an option's file that is not for Hydra."""
+    lines = _find(group, option).read_text().splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
+
+
+def option_help(group: str, option: str) -> dict[str, str]:
+    """{key: the comment behind it}, also of the shared pieces that the file takes in."""
+    text = _find(group, option).read_text()
+    for piece in re.findall(r"^  - (_\w+)$", text, re.MULTILINE):
+        text += (conf_root() / group / f"{piece}.yaml").read_text()
+    return dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", text, re.MULTILINE))
+
+
+def _find(group: str, option: str) -> Path:
+    options = registry().get(group, {})
+    if option not in options:
+        raise UsageError(
+            f"{group}={option} (command line): no such {group}.{nearest(option, options, f'{group}=')} "
+            f"Choose from: {', '.join(options)}"
+        )
+    return options[option]
+
+
+def nearest(word: str, words: Iterable[str], prefix: str = "") -> str:
+    """`` Did you mean WORD?`` where one is near, else nothing."""
+    close = difflib.get_close_matches(word, list(words), 1, cutoff=0.5)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""
+
+
+# -- what a part's options are, read from its source -------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """One constructor argument: its type where the source tells it, and its default."""
+
+    type: Any
+    default: Any
+
+
+TYPES: dict[str, Any] = {
+    **{name: value for name, value in vars(types).items() if not name.startswith("_")},
+    **{kind.__name__: kind for kind in (int, float, str, bool, list, dict)},
+    "Literal": Literal, "Any": Any, "Annotated": Annotated, "None": None,
+}  # fmt: skip
+
+
+@cache
+def signature(target: str) -> dict[str, Option]:
+    """Every constructor argument of ``module.Class``, those that **keywords pass on to its base included.
+
+    Raises UsageError where there is no such class.
+    """
+    module, _, name = target.rpartition(".")
+    tree, cls = _class(module, name)
+    init = next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    options = _arguments(init) if init else {}
+    if (init is None or init.args.kwarg) and cls.bases:
+        base = ast.unparse(cls.bases[0])
+        home = _imported(tree, base) or f"{module}.{base}"
+        if home.startswith(("moecli.", module)):
+            options = {**signature(home), **options}
+    return options
+
+
+def _class(module: str, name: str) -> tuple[ast.Module, ast.ClassDef]:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UsageError(f"_target_ {module}.{name}: no such module. Check the _target_ of the part's YAML file")
+    tree = ast.parse(Path(spec.origin).read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return tree, node
+    raise UsageError(f"_target_ {module}.{name}: the module has no class {name}. Check the part's YAML file")
+
+
+def _arguments(init: ast.FunctionDef) -> dict[str, Option]:
+    args = init.args.args[1:]
+    defaults: list[ast.expr | None] = [None] * (len(args) - len(init.args.defaults)) + list(init.args.defaults)
+    pairs = [*zip(args, defaults, strict=True), *zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)]
+    return {
+        arg.arg: Option(_type(arg.annotation), REQUIRED if default is None else ast.literal_eval(default))
+        for arg, default in pairs
+    }
+
+
+def _type(annotation: ast.expr | None) -> Any:
+    """The annotation as a type; Any where it names something that only the part's own module knows."""
+    try:
+        return Any if annotation is None else eval(ast.unparse(annotation), {"__builtins__": {}}, TYPES)
+    except NameError:
+        return Any
+
+
+def _imported(tree: ast.Module, name: str) -> str | None:
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return f"{node.module}.{name}"
+    return None
+
+
+# -- compose: words -> one complete dictionary --------------------------------------------------
+
+
+class Settings:
+    """The keys that belong to no part; ``conf/config.yaml`` holds their defaults."""
+
+    def __init__(
+        self,
+        seed: types.NonNegativeInt = 0,
+        num_experts: types.PositiveInt = 8,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: types.PositiveInt | None = None,
+        init: str | None = None,
+    ):
+        raise NotImplementedError("only its signature is read")
+
+
+@dataclass(frozen=True)
+class Word:
+    """One ``key=value`` of the command line."""
+
+    key: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Word:
+        """Raises UsageError for what is no ``key=value``, and for keys that no user sets."""
+        key, equals, value = text.partition("=")
+        key = key.lstrip("+")
+        if not equals or not re.fullmatch(r"[A-Za-z][\w.]*", key):
+            raise UsageError(f"{text!r} (command line): not of the form key=value. Write for example router.k=2")
+        if "_target_" in key.split(".") or key.split(".")[0] in ("hydra", "choices"):
+            raise UsageError(f"{key} (command line): no key that can be set. Parts are chosen by name: router=top_k")
+        if "${" in value:
+            raise UsageError(
+                f"{key} (command line): values are taken as they are, without ${{...}}. Write the value itself"
+            )
+        return cls(key, value)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A complete configuration, and the groups that the user chose or changed by hand."""
+
+    config: Config
+    explicit: frozenset[str]
+
+
+def compose(words: Sequence[str]) -> Composed:
+    """``key=value`` words over the defaults -> the complete configuration, checked.
+
+    What the chosen experiment sets comes before the user's words; what task and router recommend
+    comes before both.  Raises UsageError with the nearest right name.
+    """
+    user = [Word.parse(word) for word in words]
+    experiment = _experiment(user)
+    taken = {word.key for word in user} | set(experiment)
+    chosen = {**_defaults(), **{g: v for g, v in experiment.items() if g in registry()}, **_choices(user)}
+    advice: dict[str, Any] = {}
+    for group in ("task", "router"):
+        for key, value in raw_node(group, _one(chosen[group], group)).get("recommends", {}).items():
+            if key not in taken and key not in advice:
+                advice[key] = value
+                if key in registry():
+                    chosen[key] = value
+    nested, known = _nested(chosen), _known(chosen)
+    for word in user:
+        _check_key(word.key, {**known, **nested}, chosen)
+    lines = [_line(Word(key, text(value)), nested, known) for key, value in advice.items()]
+    config: Config = {"family": None, "auxiliary": {}} | _hydra(
+        [*lines, *(_line(word, nested, known) for word in user)]
+    )
+    config["model"]["layers"] = _whole_layers(config)
+    config["choices"] = {group: option for group, option in chosen.items() if group != "experiment"}
+    return Composed(check(config), frozenset(word.key.split(".")[0] for word in user))
+
+
+def _whole_layers(config: Config) -> Config:
+    """``{block3: {router: hash}}`` with each part whole: an option's name, or options over the part of all layers."""
+    whole: Config = {}
+    for layer, changes in (config["model"].get("layers") or {}).items():
+        whole[layer] = {}
+        for group, value in changes.items() if isinstance(changes, dict) else [(layer, changes)]:
+            if group not in ("router", "gate", "expert", "family", "num_experts"):
+                raise UsageError(
+                    f"model.layers.{layer}.{group}: no such key. A layer may change router, gate, expert, num_experts"
+                )
+            named = isinstance(value, str)
+            merged = {**(config[group] or {}), **value} if isinstance(value, dict) else value
+            whole[layer][group] = compose([f"{group}={value}"]).config[group] if named else merged
+    return whole
+
+
+def _experiment(user: Sequence[Word]) -> Config:
+    """What the chosen experiment sets: {group: option} and {dotted key: value}."""
+    name = _choices(user).get("experiment")
+    if name is None:
+        return {}
+    raw = raw_node("experiment", _one(name, "experiment"))
+    choices = [entry for entry in raw.pop("defaults", []) if isinstance(entry, dict)]
+    return {
+        **{key.split("/")[-1]: value for entry in choices for key, value in entry.items()},
+        **dict(flatten(raw)),
+    }
+
+
+def _defaults() -> dict[str, Any]:
+    entries = _yaml(conf_root() / "config.yaml")["defaults"]
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def _choices(user: Sequence[Word]) -> dict[str, Any]:
+    """{group: option} of the words that choose one; ``[a,b]`` chooses several."""
+    chosen: dict[str, Any] = {}
+    for word in user:
+        if word.key not in registry():
+            continue
+        if "," in word.value and not word.value.startswith("["):
+            raise UsageError(f"{word.key}={word.value} (command line): a run has one. Compare several with: moe sweep")
+        several = word.value.startswith("[")
+        options = [v.strip() for v in word.value.strip("[]").split(",") if v.strip()]
+        for option in options:
+            if option != "null":
+                _find(word.key, option)
+        chosen[word.key] = options if several else (None if word.value == "null" else word.value)
+    return chosen
+
+
+def _one(option: Any, group: str) -> str:
+    if isinstance(option, str):
+        return option
+    raise UsageError(
+        f"{group}={option} (command line): one {group} is needed. Choose from: {', '.join(registry()[group])}"
+    )
+
+
+def _yaml(file: Path) -> Any:
+    import yaml
+
+    return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
+def raw_node(group: str, option: str) -> Config:
+    """An option's file with the shared pieces it takes in; nested parts stay under ``defaults``."""
+    file = _find(group, option)
+    raw = _yaml(file)
+    pieces = [p for p in raw.get("defaults", []) if isinstance(p, str) and p.startswith("_") and p != "_self_"]
+    for piece in pieces:
+        raw = {**_yaml(conf_root() / group / f"{piece}.yaml"), **raw}
+    return raw
+
+
+def _parts(chosen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(key, group, option) of every part in the configuration, nested ones included."""
+    for group, options in chosen.items():
+        for option in options if isinstance(options, list) else [options]:
+            if option is not None and group != "experiment":
+                yield from _with_nested(f"{group}.{option}" if group == "auxiliary" else group, group, option)
+
+
+def _with_nested(key: str, group: str, option: str) -> Iterable[tuple[str, str, str]]:
+    yield key, group, option
+    for entry in raw_node(group, option).get("defaults", []):
+        for where, inner in entry.items() if isinstance(entry, dict) else ():
+            inner_group, _, place = where.strip("/").partition("@")
+            yield from _with_nested(f"{key}.{place}", inner_group, inner)
+
+
+def _nested(chosen: Mapping[str, Any]) -> dict[str, str]:
+    """{key of a part within a part: its group}: such a key takes an option's name."""
+    return {key: group for key, group, _ in _parts(chosen) if key.count(".") > (group == "auxiliary")}
+
+
+def _known(chosen: Mapping[str, Any]) -> dict[str, Option]:
+    """Every key that may be set, with its type."""
+    known = dict(_settings())
+    for key, group, option in _parts(chosen):
+        raw = raw_node(group, option)
+        if "_target_" in raw:
+            known |= {f"{key}.{name}": value for name, value in part_options(raw).items()}
+    return known
+
+
+def _settings() -> dict[str, Option]:
+    return signature("moecli.config.Settings")
+
+
+def part_options(raw: Mapping[str, Any]) -> dict[str, Option]:
+    """What a user may set of a part: its constructor's arguments, or the YAML's keys for torch's optimizers."""
+    if raw["_target_"].startswith("torch."):
+        listed = {name: value for name, value in raw.items() if name not in ("_target_", "recommends", "defaults")}
+        return {name: Option(_type_of(value), value) for name, value in listed.items()}
+    return {n: o for n, o in signature(raw["_target_"]).items() if n not in CONTEXT or n in raw}
+
+
+def _type_of(value: Any) -> Any:
+    if isinstance(value, list):
+        return list[float]
+    return types.FiniteFloat if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+def _check_key(key: str, known: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    if key in known or key in registry() or key.startswith(tuple(f"{free}." for free in FREE)):
+        return
+    group, _, option = key.partition(".")
+    where = f"{group}={chosen[group]}" if option and isinstance(chosen.get(group), str) else "command line"
+    names = [name for name in known if name.startswith(f"{group}.")] if option else []
+    hint = nearest(key, names) or nearest(key, [*known, *registry()])
+    raise UsageError(f"{key} ({where}): no such key.{hint or ' See: moe ls'}")
+
+
+def _line(word: Word, nested: Mapping[str, str], known: Mapping[str, Option]) -> str:
+    """The word as Hydra's grammar wants it: text quoted, so that any path is ordinary input."""
+    if word.key in nested:
+        return f"{nested[word.key]}@{word.key}={word.value}"
+    if word.key in registry():
+        return f"{word.key}={word.value}"
+    textual = word.key in known and _takes_text(known[word.key].type)
+    return f"++{word.key}={_quoted(word.value) if textual else word.value}"
+
+
+def _takes_text(kind: Any) -> bool:
+    return kind is str or str in getattr(kind, "__args__", ())
+
+
+def _quoted(value: str) -> str:
+    if value == "null" or value[:1] in ("'", '"', "["):
+        return value
+    escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value)
+    escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
+    return f"'{escaped}'"
+
+
+def text(value: Any) -> str:
+    """A value in the form a user would type."""
+    if isinstance(value, list):
+        return f"[{','.join(map(text, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _hydra(lines: list[str]) -> Config:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = ",".join(f"'file://{root}'" for root in plugin_roots())
+    try:
+        with initialize_config_dir(str(conf_root()), version_base="1.3"):
+            composed = hydra_compose("config", [*([f"hydra.searchpath=[{search}]"] if search else []), *lines])
+            config: Any = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, AssertionError, ValueError, RecursionError) as error:
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{' '.join(lines)} (command line): {said}. Check the spelling and quoting of these words"
+        ) from error
+    return {str(group): _without_advice(node) for group, node in config.items()}
+
+
+def _without_advice(node: Any) -> Any:
+    return {k: _without_advice(v) for k, v in node.items() if k != "recommends"} if isinstance(node, dict) else node
+
+
+# -- check ------------------------------------------------------------------------------------
+
+
+def check(config: Config) -> Config:
+    """The same configuration with every value in its declared type.
+
+    Raises UsageError for an unknown key, a wrong type and a missing value, ArtifactError for a
+    ``_target_`` that no part may have.
+    """
+    settings = _settings()
+    groups = {g: v for g, v in config.items() if g not in settings and g != "choices"}
+    for name in groups:
+        if name not in registry():
+            raise UsageError(f"{name} (configuration): no such key.{nearest(name, [*settings, *registry()])}")
+    checked = {name: _value(name, config[name], option, "configuration") for name, option in settings.items()}
+    return {**{g: _check_node(g, node) for g, node in groups.items()}, **checked, "choices": config.get("choices", {})}
+
+
+def _check_node(key: str, node: Any) -> Any:
+    if not isinstance(node, dict) or "_target_" not in node:
+        return {k: _check_node(f"{key}.{k}", v) for k, v in node.items()} if isinstance(node, dict) else node
+    allowed(node["_target_"])
+    options = part_options(node)
+    checked = {"_target_": node["_target_"]}
+    for name, value in node.items():
+        if name == "_target_":
+            continue
+        if name not in options:
+            raise UsageError(f"{key}.{name} (configuration): no such key.{nearest(name, options, f'{key}.')}")
+        nested = _is_part(value) or (isinstance(value, dict) and any(map(_is_part, value.values())))
+        at = f"{key}.{name}"
+        checked[name] = _check_node(at, value) if nested else _value(at, value, options[name], node["_target_"])
+    return checked
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _value(key: str, value: Any, option: Option, where: str) -> Any:
+    if value == "???":
+        raise UsageError(f"{key}: a value is needed. Add {key}=...")
+    try:
+        if isinstance(value, bool) and option.type is not bool and bool not in getattr(option.type, "__args__", ()):
+            TypeAdapter(option.type).validate_python(str(value))
+        return TypeAdapter(option.type).validate_python(value)
+    except ValidationError as error:
+        said = error.errors()[-1]["msg"]
+        default = "" if option.default is REQUIRED else f" (default {option.default})"
+        raise UsageError(
+            f"{key}={text(value)} ({where.rsplit('.', 1)[-1]}): {said}. Give another value{default}"
+        ) from error
+
+
+PART_PACKAGES = tuple(
+    f"moecli.{package}."
+    for package in ("tasks", "models", "gates", "routers", "experts", "families", "losses", "training")
+)
+
+
+def allowed(target: str) -> None:
+    """Raise ArtifactError unless ``target`` is a part of ours, of a plugin named now, or an optimizer of torch."""
+    if target.startswith((*PART_PACKAGES, "torch.optim.")):
+        return
+    top = target.split(".")[0]
+    homes = [root.parent for root in plugin_roots()]
+    if any((home / f"{top}.py").is_file() or (home / top).is_dir() or home.name == top for home in homes):
+        return
+    raise ArtifactError(
+        f"_target_ {target}: not a part of moecli or of a plugin. If it is a plugin's, name it with --plugin"
+    )
+
+
+# -- build ------------------------------------------------------------------------------------
+
+
+def build(node: Mapping[str, Any], **context: Any) -> Any:
+    """The part that ``node`` describes; ``context`` fills the constructor arguments that it asks for.
+
+    A part within the part arrives as a factory of its number of experts, so that no two share weights.
+    Raises UsageError where the constructor refuses its options.
+    """
+    cls = part_class(node)
+    wanted = context if node["_target_"].startswith("torch.") else signature(node["_target_"])
+    given = {key: _factories(value, context) for key, value in node.items() if key != "_target_"}
+    filled = {key: value for key, value in context.items() if key in wanted and key not in given}
+    try:
+        return cls(**filled, **given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{cls.__name__}: {error}. Check its options with: moe show") from error
+
+
+def part_class(node: Mapping[str, Any]) -> Any:
+    """The class behind ``_target_``, imported once it is known to be allowed.  Raises ArtifactError."""
+    allowed(node["_target_"])
+    module, _, name = node["_target_"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name, None)
+    if not inspect.isclass(cls) or not (cls.__module__ == module or module.startswith("torch.optim")):
+        raise ArtifactError(f"_target_ {node['_target_']}: no such class in {module}. Check the part's YAML file")
+    return cls
+
+
+def build_with(node: Mapping[str, Any], context: Mapping[str, Any], num_experts: int) -> Any:
+    return build(node, **{**context, "num_experts": num_experts})
+
+
+def _factories(value: Any, context: Mapping[str, Any]) -> Any:
+    if _is_part(value):
+        return partial(build_with, value, context)
+    if isinstance(value, dict):
+        return {key: _factories(item, context) for key, item in value.items()}
+    return value
+
+
+# -- read again, change, flatten --------------------------------------------------------------
+
+
+def read(file: Path) -> Config:
+    """A composed configuration that a run stored, checked like any other.
+
+    Raises ArtifactError where the file is missing or no configuration.
+    """
+    try:
+        config = _yaml(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file}: cannot be read as a configuration ({error})".replace("\n", " ")) from error
+    if not isinstance(config, dict) or "choices" not in config:
+        raise ArtifactError(f"{file}: no configuration that moe train wrote. Give the config.yaml of a run folder")
+    return check(config)
+
+
+def to_yaml(config: Config) -> str:
+    import yaml
+
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def amend(config: Config, words: Sequence[str]) -> Config:
+    """A stored configuration with ``key=value`` words laid over it.
+
+    A group's name replaces the whole part.  Raises UsageError for a key that it does not have.
+    """
+    config = check(config)
+    for word in map(Word.parse, words):
+        *path, last = word.key.split(".")
+        if word.key in registry():
+            fresh = compose([f"{word.key}={word.value}"]).config
+            config = {**config, word.key: fresh[word.key]}
+            config["choices"] = {**config["choices"], word.key: fresh["choices"][word.key]}
+            continue
+        node: Any = config
+        for step in path:
+            node = node.get(step) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise UsageError(f"{word.key} (command line): no such key.{nearest(word.key, dict(flatten(config)))}")
+        node[last] = _yaml_value(word.value)
+    return check(config)
+
+
+def _yaml_value(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def flatten(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """{"a": {"b": 1}} -> ("a.b", 1); lists stay whole."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat(config: Config) -> Config:
+    """What run.json holds: {group: option} and {dotted key: value}, without module paths."""
+    named = {g: "+".join(o) if isinstance(o, list) else o for g, o in config["choices"].items()}
+    leaves = flatten({key: value for key, value in config.items() if key != "choices"})
+    return {**named, **{k: v for k, v in leaves if not k.endswith("_target_") and k not in named}}

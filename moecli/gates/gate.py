@@ -1,0 +1,59 @@
+"""What every gate is: x (N, D) -> logits (N, E), log p(expert | x) up to a constant per token."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """Belief: which expert suits x.  Under EM, ``fit`` moves it towards responsibilities."""
+
+    gives: ClassVar[frozenset[str]] = frozenset({"gate fit"})
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, E)
+        raise NotImplementedError
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """Log p(expert, x) where the gate models x, else log p(expert | x): (N, D) -> (N, E)."""
+        return self(x).log_softmax(-1)
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """Log p(x) where the gate models x, else zero: (N, D) -> (N,)."""
+        return x.new_zeros(len(x))
+
+    def fit(self, x: Tensor, resp: Tensor, steps: int = 25) -> None:
+        """Raise sum_n,e resp log p(e | x) from where the gate stands (a generalised M-step).
+
+        x (N, D), resp (N, E) non-negative; rows may sum to less than one (a tree's branches).
+        Default: L-BFGS with a strong Wolfe line search, undone if the sum did not rise.
+        """
+        params = [p for p in self.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in params]
+        optimizer = torch.optim.LBFGS(params, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+        def loss() -> Tensor:
+            return -(resp * self(x).log_softmax(-1)).sum() / resp.sum().clamp_min(1e-12)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            start = float(optimizer.step(closure))
+        with torch.no_grad():
+            if not float(loss()) <= start:
+                for p, old in zip(params, before, strict=True):
+                    p.copy_(old)
+        optimizer.zero_grad()
+
+
+def affine(x: Tensor, layer: nn.Linear) -> Tensor:
+    """A linear layer in x's dtype: gates compute in float32 even where their weights are bfloat16."""
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

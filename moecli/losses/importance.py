@@ -1,0 +1,19 @@
+"""Experts should carry equal weight (Shazeer et al., 2017, eqs. 6-7)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from moecli.losses.term import Balance, cv_squared
+from moecli.routing import Routing
+from moecli.types import FiniteFloat, Scope
+
+
+class Importance(Balance):
+    """CV^2 of sum_n G(x_n), the combine weights before capacity: zero when all experts weigh the same."""
+
+    def __init__(self, weight: FiniteFloat = 0.1, scope: Scope = "batch"):
+        super().__init__(weight, scope)
+
+    def value(self, routing: Routing, example_loss: Tensor) -> Tensor:
+        return cv_squared(self.mean(routing.asked.weights, routing))

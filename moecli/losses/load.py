@@ -1,0 +1,21 @@
+"""Experts should be chosen equally often, made smooth by the router's noise (Shazeer et al., 2017, eqs. 8-11)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from moecli.losses.term import Balance, cv_squared
+from moecli.routing import Routing
+from moecli.types import FiniteFloat, Scope
+
+
+class Load(Balance):
+    """CV^2 of the expected number of tokens that choose each expert under fresh noise."""
+
+    needs = Balance.needs | {"noise"}
+
+    def __init__(self, weight: FiniteFloat = 0.1, scope: Scope = "batch"):
+        super().__init__(weight, scope)
+
+    def value(self, routing: Routing, example_loss: Tensor) -> Tensor:
+        return cv_squared(self.mean(routing.chance, routing))  # type: ignore[attr-defined]  # needs: noise

@@ -1,0 +1,87 @@
+"""How large and how dear a model is: parameters total and active, FLOPs per token, counted on a real batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from moecli.models.model import Layer, Model
+from moecli.routing import Tokens
+
+
+@dataclass(frozen=True)
+class Size:
+    """``flops`` and ``active`` are per token (an example where examples are not sequences)."""
+
+    total: int
+    active: int
+    flops: int
+    rows: dict[str, float]  # rows of expert work per token, by layer
+
+
+@torch.no_grad()
+def measure(model: Model, x: Tensor) -> Size:
+    """Run the model once in evaluation on x and count; x (B, D) or ids (B, T)."""
+    was_training = model.training
+    model.eval()
+    seen = sample(model, x)
+    flops = _counted(model, x) / _num_tokens(x)
+    model.train(was_training)
+    rows = {name: _rows(model.mixtures[name], tokens) for name, tokens in seen.items()}
+    total = sum(p.numel() for p in model.parameters())
+    idle = sum(_idle(layer, rows[name]) for name, layer in model.mixtures.items())
+    return Size(total, round(total - idle), round(flops), rows)
+
+
+def sample(model: Model, x: Tensor) -> dict[str, Tokens]:
+    """The tokens that reach each mixture layer when the model reads x."""
+    seen: dict[str, Tokens] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
+        for name, layer in model.mixtures.items()
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def make_twin(model: Model, x: Tensor) -> None:
+    """Put in place of each mixture one dense expert with the mixture's FLOPs per token, router included."""
+    model.eval()
+    for name, tokens in sample(model, x).items():
+        layer = model.mixtures[name]
+        model.replace(name, layer.twin(layer_flops(layer, tokens)))
+    model.train()
+
+
+@torch.no_grad()
+def layer_flops(layer: Layer, tokens: Tokens) -> float:
+    """Of router, routed and shared experts, per token."""
+    shared: nn.Module | None = getattr(layer, "shared", None)
+    together = shared.flops() * shared.num_experts if shared is not None else 0  # type: ignore[operator]
+    return _counted(layer.router, tokens) / len(tokens.x) + _rows(layer, tokens) * layer.experts.flops() + together
+
+
+def _counted(module: nn.Module, argument: Tensor | Tokens) -> int:
+    with FlopCounterMode(display=False) as counter:
+        module(argument)
+    return counter.get_total_flops()
+
+
+def _rows(layer: Layer, tokens: Tokens) -> float:
+    return int(layer.router(tokens).asked.groups.counts.sum()) / len(tokens.x)
+
+
+def _idle(layer: Layer, rows: float) -> float:
+    """Parameters of experts that a token does not touch."""
+    share = min(rows / layer.experts.num_experts, 1.0)
+    return (1 - share) * sum(p.numel() for p in layer.experts.parameters())
+
+
+def _num_tokens(x: Tensor) -> int:
+    return len(x) if x.is_floating_point() else x.numel()

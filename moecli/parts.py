@@ -1,0 +1,57 @@
+"""Builds the layers of a model, each from its own copy of the configuration, so that none share weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from moecli.config import Config, build
+from moecli.errors import UsageError
+from moecli.mixture import MixtureDensity, MixtureOfExperts
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each layer is made of; ``used`` collects the groups that some layer took a part from."""
+
+    config: Config
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def named(self, names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]]) -> Parts:
+        """The same parts with other ones for some layers.  Raises UsageError for a layer that is none."""
+        for name in overrides:
+            if name not in names:
+                raise UsageError(f"model.layers.{name}: no such mixture layer. This model has: {', '.join(names)}")
+        return replace(self, overrides=overrides)
+
+    def mixture(
+        self, name: str, index: int, num_layers: int, dim: int, out: int, vocab_size: int = 0, shared: int = 0
+    ) -> MixtureOfExperts:
+        """Layer ``name``, the ``index``-th mixture of ``num_layers``, with ``shared`` experts for every token."""
+        nodes = self._nodes(name)
+        context = {"dim": dim, "out": out, "vocab_size": vocab_size, "layer": index, "num_layers": num_layers}
+        router, experts = self._pair(nodes, context)
+        together = build(nodes["expert"], **context, num_experts=shared) if shared else None
+        return MixtureOfExperts(router, experts, together)
+
+    def density(self, name: str, dim: int, out: int) -> MixtureDensity:
+        """The one layer of a classical mixture."""
+        nodes = self._nodes(name)
+        self.used.add("family")
+        router, experts = self._pair(nodes, {"dim": dim, "out": out, "vocab_size": 0, "layer": 0, "num_layers": 1})
+        return MixtureDensity(router, experts, build(nodes["family"], out=out, num_experts=nodes["num_experts"]))
+
+    def _nodes(self, name: str) -> Config:
+        return {**self.config, **self.overrides.get(name, {})}
+
+    def _pair(self, nodes: Config, context: dict[str, Any]) -> tuple[Any, Any]:
+        self.used.update(("router", "expert"))
+        context = {**context, "num_experts": nodes["num_experts"]}
+
+        def gate(width: int) -> Any:
+            self.used.add("gate")
+            return build(nodes["gate"], **{**context, "num_experts": width})
+
+        return build(nodes["router"], gate=gate, **context), build(nodes["expert"], **context)

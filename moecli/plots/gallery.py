@@ -1,0 +1,54 @@
+"""The kinds of pictures, found by listing this package, and all of a run's drawn into its ``plots/``."""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import moecli.plots
+from moecli.errors import UsageError
+from moecli.plots.figure import save
+from moecli.record.folder import Run
+
+NO_KINDS = {"figure", "gallery"}
+
+
+def kinds() -> dict[str, str]:
+    """Each kind of picture with the line that describes it."""
+    return {name: (module.__doc__ or "").partition("\n")[0] for name, module in _modules().items()}
+
+
+def draw_all(run: Run, kinds: list[str] | None = None) -> list[Path]:
+    """Draw these kinds, or all; a kind whose data the run folder lacks draws nothing."""
+    return list(pictures(run, _modules() if kinds is None else kinds))
+
+
+def pictures(run: Run, kinds: Iterable[str]) -> Iterator[Path]:
+    """One picture after another, so that whoever loops still has those before the one that fails."""
+    modules = _modules()
+    chosen = [modules[_known(kind, modules)] for kind in kinds]
+    folder = run.path / "plots"
+    for module in chosen:
+        for stem, figure in module.draw(run).items():
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{stem}.png"
+            save(figure, path)
+            yield path
+
+
+def _modules() -> dict[str, ModuleType]:
+    names = sorted({module.name for module in pkgutil.iter_modules(moecli.plots.__path__)} - NO_KINDS)
+    modules = {name: import_module(f"moecli.plots.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "draw")}
+
+
+def _known(kind: str, modules: dict[str, ModuleType]) -> str:
+    if kind in modules:
+        return kind
+    near = difflib.get_close_matches(kind, modules, 1, cutoff=0.4)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{kind!r}: no such kind of picture.{hint} There are: {', '.join(modules)}")

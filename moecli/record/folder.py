@@ -1,0 +1,165 @@
+"""The run folder: claimed by an atomic mkdir, every file written whole or appended a line at a time.
+
+What each file holds stands in ``runs/README.md``.  Readers use ``Run``; only the trainer writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moecli.errors import ArtifactError, EnvironmentFailure, UsageError
+
+NAME_LETTERS = set(string.ascii_letters + string.digits + "._-")
+
+
+def runs_root(root: Path | None = None) -> Path:
+    """Where runs land: ``--runs``, else ``MOE_RUNS``, else ``runs/`` here."""
+    return Path(root or os.environ.get("MOE_RUNS") or "runs").expanduser()
+
+
+def claim(root: Path, name: str) -> Path:
+    """Make a new folder ``root/name/<UTC time>-<4 letters>``; mkdir is atomic, so no two runs share one.
+
+    Raises UsageError for a name that would leave the root, EnvironmentFailure where nothing can be written.
+    """
+    if not name or set(name) - NAME_LETTERS or name.strip(".") == "" or len(name) > 100 or name[0] == "-":
+        raise UsageError(
+            f"--name {name!r}: use 1 to 100 of the letters A-Z a-z 0-9 . _ - and begin with another than -"
+        )
+    parent = root / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+            folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{letters}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise EnvironmentFailure(f"{parent}: {error.strerror}. Choose another place with --runs or MOE_RUNS") from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
+    beside = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> bytes:
+    """Valid JSON whatever the numbers: nan and inf become null."""
+    return json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def finite(value: Any) -> Any:
+    """The same value with every float that is not finite turned into None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+class LineFile:
+    """A file of JSON lines, appended by one write a call, so that a kill tears at most the last line."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        lines = [json.dumps(finite(r), ensure_ascii=False, allow_nan=False) for r in records]
+        data = "".join(f"{line}\n" for line in lines).encode()
+        while data:
+            data = data[os.write(self.descriptor, data) :]
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a JSON-lines file; a torn last line is left out."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        return json.loads(b"[" + b",".join(whole.splitlines()) + b"]")
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON lines ({error}). The file was changed after it was written") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read.  Raises ArtifactError where it is none, or not readable."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not (self.path / "run.json").is_file():
+            raise ArtifactError(f"{self.path}: no run folder (it has no run.json). List runs with: moe ls runs")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            value = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(f"{path}: {error.strerror}. Did the run finish? See {self.path}/log.txt") from error
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path}: not valid JSON ({error}). The file was changed after it was written"
+            ) from error
+        if not isinstance(value, dict):
+            raise ArtifactError(f"{path}: holds no JSON object. The file was changed after it was written")
+        return value
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """run.json: id, status, config (flat), seed, versions, layers, label names, ..."""
+        return self._json("run.json")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json: metrics, chance, experts."""
+        return self._json("summary.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """{layer name: {"experts": E, ...}} in forward order."""
+        return self.info.get("layers", {})
+
+    @property
+    def title(self) -> str:
+        """Task and router, as every picture's title begins."""
+        config = self.info.get("config", {})
+        return f"{config.get('task', '?')} · {config.get('router', '?')}"
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Run folders at or below the paths, in the order of their start."""
+    found = {f.parent.resolve(): f.parent for p in paths for f in [*p.glob("run.json"), *p.glob("**/run.json")]}
+    return sorted(found.values(), key=lambda path: path.name)

@@ -1,0 +1,50 @@
+"""What a trainer tells as it goes: into the run folder, and to whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from moecli.record.folder import LineFile
+from moecli.record.trace import Trace
+from moecli.record.view import Progress, View
+from moecli.routing import Usage
+
+
+class Recorder:
+    """Metrics and timings a line each, the routing trace, and the view."""
+
+    def __init__(self, folder: Path, view: View):
+        self.folder, self.view = folder, view
+        self.metrics, self.timing = LineFile(folder / "metrics.jsonl"), LineFile(folder / "timing.jsonl")
+        self.trace, self.progress = Trace(folder), Progress()
+
+    def begin(self, steps: int) -> None:
+        self.progress = Progress(steps=steps)
+
+    def step(self, step: int, values: Mapping[str, float], usages: Mapping[str, Usage]) -> None:
+        """Training values of one step (losses as they are, without weights), and who worked."""
+        self.metrics.append({"step": step, "split": "train", "name": n, "value": v} for n, v in values.items())
+        self.trace.usage(step, usages)
+        losses = {n: v for n, v in values.items() if n != "lr"}
+        self.progress.step, self.progress.values = step, losses
+        for layer, usage in list(usages.items())[:1]:
+            self.progress.layer, self.progress.load = layer, usage.load.tolist()
+        self.view.show(self.progress)
+
+    def evaluated(self, step: int, split: str, metrics: Mapping[str, float], note: str) -> None:
+        self.metrics.append({"step": step, "split": split, "name": n, "value": v} for n, v in metrics.items())
+        self.timing.append([{"step": step, "name": "seconds", "value": time.monotonic() - self.progress.started}])
+        self.progress.step, self.progress.valid = step, note
+        self.view.evaluated(self.progress)
+
+    def warn(self, text: str) -> None:
+        self.progress.warnings.append(text)
+        self.view.warn(self.progress, text)
+
+    def close(self) -> None:
+        self.trace.flush()
+        self.metrics.close()
+        self.timing.close()
+        self.view.close()

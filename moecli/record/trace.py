@@ -1,0 +1,124 @@
+"""The routing trace: what every plot and analysis reads, so that nothing needs the live model.
+
+``routing/<layer>/usage-NNNNNNNN.npz``   per recorded step: who was asked, who served, the gate's entropy
+``routing/<layer>/tokens-<split>-NNNNNNNN.npz``   the same tokens at each evaluation: who served them
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moecli.record.folder import write_whole
+from moecli.routing import Routing, Usage
+from moecli.tasks.task import Batch
+
+CHUNK = 100  # recorded steps a file
+MOST_EXPERTS = 8  # of a token, heaviest first
+
+
+class Trace:
+    """Collects usage in memory and writes a chunk whole when it is full; ``flush`` writes the rest."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "routing"
+        self.pending: dict[str, list[tuple[int, Usage]]] = {}
+
+    def usage(self, step: int, usages: Mapping[str, Usage]) -> None:
+        for layer, usage in usages.items():
+            self.pending.setdefault(layer, []).append((step, usage))
+        if max(map(len, self.pending.values()), default=0) >= CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        for layer, records in self.pending.items():
+            if records:
+                steps, usages = zip(*records, strict=True)
+                fields = {f: np.stack([_array(getattr(u, f)) for u in usages]) for f in Usage.__dataclass_fields__}
+                self._write(layer, f"usage-{steps[0]:08d}", {"step": np.array(steps), **fields})
+        self.pending = {layer: [] for layer in self.pending}
+
+    def tokens(self, step: int, split: str, layer: str, seen: list[dict[str, np.ndarray]]) -> None:
+        """``seen`` are the parts that ``assignments`` made of each batch."""
+        joined = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
+        self._write(layer, f"tokens-{split}-{step:08d}", joined)
+
+    def _write(self, layer: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        folder = self.folder / layer
+        folder.mkdir(parents=True, exist_ok=True)
+        write_arrays(folder / f"{name}.npz", arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_whole(path, buffer.getvalue())
+
+
+def assignments(routing: Routing, batch: Batch, first_sequence: int) -> dict[str, np.ndarray]:
+    """Who serves each token of a batch, heaviest expert first, with all that it may be held against.
+
+    ``sequence`` counts on from ``first_sequence``; labels are of the token, or of its example.
+    """
+    weights = routing.plan.weights.detach()  # (N, E)
+    weight, expert = weights.topk(min(MOST_EXPERTS, weights.shape[1]), dim=-1)
+    probs = routing.probs.detach()
+    arrays = {
+        "expert": expert.masked_fill(weight <= 0, -1).short(),
+        "weight": weight.float(),
+        "entropy": torch.special.entr(probs).sum(-1).float(),
+        "position": routing.position.int(),
+        "sequence": (routing.example + first_sequence).int(),
+        "document": batch.document[routing.example].int(),
+    }
+    for name, label in batch.labels.items():
+        of_token = label[routing.example] if label.ndim == 1 else label[routing.example, routing.position]
+        arrays[f"label_{name}"] = of_token.int()
+    return {name: _array(value) for name, value in arrays.items()}
+
+
+def _array(value: Tensor | int) -> np.ndarray:
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+
+
+@dataclass(frozen=True)
+class TraceReader:
+    """Reads ``routing/`` of a run folder as arrays."""
+
+    folder: Path
+
+    def usage(self, layer: str) -> dict[str, np.ndarray]:
+        """step (S,), asked, served, first, mass (S, E), entropy (S,) summed over tokens, tokens (S,)."""
+        return _joined(sorted((self.folder / "routing" / layer).glob("usage-*.npz")))
+
+    def steps(self, layer: str, split: str) -> list[int]:
+        """The steps at which ``split``'s tokens were recorded."""
+        files = sorted((self.folder / "routing" / layer).glob(f"tokens-{split}-*.npz"))
+        return [int(file.stem.rsplit("-", 1)[1]) for file in files]
+
+    def tokens(self, layer: str, split: str, step: int | None = None) -> dict[str, np.ndarray]:
+        """expert, weight (n, K), entropy, position, sequence, document, label_* (n,); the last step by default."""
+        steps = self.steps(layer, split)
+        if not steps:
+            return {}
+        step = steps[-1] if step is None else step
+        return _joined([self.folder / "routing" / layer / f"tokens-{split}-{step:08d}.npz"])
+
+    def surface(self) -> dict[str, np.ndarray]:
+        """x (M, D) of the task's grid with prediction (M, Y), gate (M, E), experts (M, E, Y); data_x, data_y."""
+        path = self.folder / "routing" / "surface.npz"
+        return _joined([path]) if path.exists() else {}
+
+
+def _joined(files: list[Path]) -> dict[str, np.ndarray]:
+    parts = []
+    for file in files:
+        with np.load(file, allow_pickle=False) as arrays:
+            parts.append({name: arrays[name] for name in arrays.files})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

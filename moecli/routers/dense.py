@@ -1,0 +1,24 @@
+"""All experts, weighted by the gate (Hampshire & Waibel, 1989; Jacobs et al., 1991)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moecli.gates.gate import Gate
+from moecli.plan import Dense as DensePlan
+from moecli.routing import Router, Routing, Tokens
+
+
+class Dense(Router):
+    """Every expert works on every token: y = sum_e softmax(gate(x))_e f_e(x)."""
+
+    gives = Router.gives | {"every edge"}
+
+    def __init__(self, gate: Callable[[int], Gate], num_experts: int, **filters):
+        super().__init__(**filters)
+        self.gate = gate(num_experts)
+
+    def route(self, tokens: Tokens) -> Routing:
+        logits = self.gate(tokens.x)  # (N, E)
+        log_probs = logits.log_softmax(-1)
+        return Routing(DensePlan(log_probs), log_probs.exp(), logits)

@@ -1,0 +1,524 @@
+"""Compose, build, fit, draw: what ``moe train`` wraps and ``import moecli`` offers."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moecli import __version__, compatibility, config
+from moecli.analysis import specialisation
+from moecli.config import Composed, Config, build
+from moecli.errors import ArtifactError, EnvironmentFailure, UsageError
+from moecli.losses.objective import Objective
+from moecli.mixture import Mixture
+from moecli.models.model import Model
+from moecli.models.size import Size, make_twin, measure
+from moecli.parts import Parts
+from moecli.record import checkpoint
+from moecli.record.folder import Run, claim, runs_root, to_json, write_whole
+from moecli.record.recorder import Recorder
+from moecli.record.trace import TraceReader, write_arrays
+from moecli.record.view import view
+from moecli.report import terminal
+from moecli.tasks.task import Task
+from moecli.training.evaluate import Evaluation, evaluate, without
+from moecli.training.gradient import Best, Job
+from moecli.training.health import effective_experts
+
+if TYPE_CHECKING:
+    import pandas
+
+MOST_REMOVALS = 64  # experts taken out one by one at the end; above that only a run's own question is worth the time
+UNITS = {
+    "nll": "nats",
+    "loss": "nats",
+    "bits_per_byte": "bits",
+    "rmse": "units of the target",
+    "mae": "units of the target",
+}
+
+
+@dataclass
+class Built:
+    """All parts of one run, fitting each other."""
+
+    config: Config
+    task: Task
+    model: Model
+    objective: Objective
+    size: Size
+    device: torch.device
+    warnings: list[str]
+
+
+# -- build ------------------------------------------------------------------------------------
+
+
+def build_task(composed: Composed) -> Task:
+    """Read the task's data.  Raises DataError."""
+    return build(composed.config["task"])
+
+
+def assemble(composed: Composed, task: Task | None = None) -> Built:
+    """Build what a configuration describes, and refuse in one sentence what does not fit.
+
+    A classical mixture without a family takes the one that fits the task's targets; a part that
+    nobody asks for leaves the configuration, and is refused where the user asked for it by name.
+    """
+    settings = composed.config
+    device = pick_device(settings["device"])
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    task = task or build_task(composed)
+    settings = _with_family(settings, task)
+    _refuse_other_inputs(settings, task)
+    torch.manual_seed(settings["seed"])
+    parts = Parts(settings)
+    model: Model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
+    _drop_unused(settings, parts.used, composed.explicit)
+    terms = {name: build(node) for name, node in settings["auxiliary"].items()}
+    warnings = check_fit(settings, task, model, terms)
+    first = task.train_batch(0, settings["trainer"].get("batch_size", 128), settings["seed"])
+    if model.is_twin:
+        make_twin(model, first.x)
+        terms = {}
+    model.to(device)
+    size = measure(model, first.x.to(device))
+    return Built(settings, task, model, Objective(build(settings["objective"]), terms), size, device, warnings)
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises EnvironmentFailure where CUDA is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFailure(
+            "device=cuda: torch sees no GPU here. Use device=cpu, or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _with_family(settings: Config, task: Task) -> Config:
+    if settings["family"] is not None or "family" not in config.part_class(settings["model"]).needs:
+        return settings
+    fresh = config.compose([f"family={task.family}"]).config
+    choices = {**settings["choices"], "family": task.family}
+    return {**settings, "family": fresh["family"], "choices": choices}
+
+
+def _refuse_other_inputs(settings: Config, task: Task) -> None:
+    """A model for whole examples cannot read sequences, nor the other way round: say so before building it."""
+    choices, inputs = settings["choices"], frozenset({"items", "sequence", "ids"})
+    model = compatibility.part(f"model={choices['model']}", config.part_class(settings["model"]))
+    data = compatibility.Part(f"task={choices['task']}", frozenset(), frozenset(task.gives) | (model.needs - inputs))
+    compatibility.refuse([data, model])
+
+
+def _drop_unused(settings: Config, used: set[str], explicit: frozenset[str]) -> None:
+    for group in ("gate", "family"):
+        if group in used:
+            continue
+        if group in explicit:
+            choices = settings["choices"]
+            owner = f"router={choices['router']}" if group == "gate" else f"model={choices['model']}"
+            raise UsageError(
+                f"{group}={choices[group]} (command line): {owner} has no {group}, so nothing would use it. "
+                f"Leave {group} out, or choose another {owner.split('=')[0]}: moe ls {owner.split('=')[0]}"
+            )
+        settings[group] = settings["choices"][group] = None
+
+
+def check_fit(settings: Config, task: Task, model: Model, terms: dict[str, Any]) -> list[str]:
+    """Refuse what does not fit, layer by layer; returns what is only worth a warning."""
+    choices, warnings = settings["choices"], []
+    leaks = frozenset({"causal"}) if model.allow_leak else frozenset()
+    fixed = [
+        compatibility.Part(f"task={choices['task']}", frozenset(task.needs) - leaks, frozenset(task.gives)),
+        compatibility.part(f"model={choices['model']}", model),
+        *(compatibility.part(f"auxiliary={name}", term) for name, term in terms.items() if not model.is_twin),
+    ]
+    for name, layer in model.mixtures.items():
+        label = f"router={choices['router']}" if name not in model.overrides else f"router of {name}"
+        family = [compatibility.part(f"family={choices['family']}", layer.family)] if hasattr(layer, "family") else []
+        router = compatibility.router_part(label, layer.router)
+        compatibility.refuse([*fixed, router, *family])
+        if "causal" in task.needs and not layer.router.claims(training=True).causal:
+            warnings.append(f"{name}: {label} lets a token see the future in training (not in evaluation)")
+    return warnings
+
+
+# -- train ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a run lands."""
+
+    runs: Path | None = None
+    name: str | None = None
+    quiet: bool = True
+    command: str = ""
+
+
+def train(*words: str, runs: Path | str | None = None, name: str | None = None, quiet: bool = True) -> Run:
+    """Train what ``key=value`` words describe; returns the finished run.
+
+    >>> run = moecli.train("task=spirals", "router.k=1", "router.renormalize=false")
+    >>> run.summary["metrics"]["test/accuracy"]
+    """
+    place = Place(Path(runs) if runs else None, name, quiet, f"moecli.train{words}")
+    return train_built(assemble(config.compose(words)), place)
+
+
+def train_built(built: Built, place: Place) -> Run:
+    """Fit, evaluate and draw, all into a new run folder whose ``run.json`` says how it ended."""
+    choices = built.config["choices"]
+    folder = claim(runs_root(place.runs), place.name or f"{choices['task']}-{_model_name(built)}")
+    write_whole(folder / "config.yaml", config.to_yaml(built.config).encode())
+    info = {
+        "id": folder.name,
+        "name": folder.parent.name,
+        "command": place.command,
+        "status": "running",
+        **describe(built),
+    }
+    write_whole(folder / "run.json", to_json(info))
+    started = time.monotonic()
+    try:
+        info |= _fit(built, folder, place)
+        info["status"] = "finished"
+    except KeyboardInterrupt:
+        info["status"] = "interrupted"
+        raise
+    except BaseException as error:
+        info |= {"status": "failed", "error": str(error) or type(error).__name__}
+        (folder / f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S}.log").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+    finally:
+        info["seconds"] = time.monotonic() - started
+        write_whole(folder / "run.json", to_json(info))
+    _finish_summary(folder, info)
+    _draw(Run(folder))
+    return Run(folder)
+
+
+def _fit(built: Built, folder: Path, place: Place) -> dict[str, Any]:
+    record = Recorder(folder, view(folder / "log.txt", place.quiet))
+    try:
+        for text in built.warnings:
+            record.warn(text)
+        best = build(built.config["trainer"]).fit(_job(built, record))
+    finally:
+        record.close()
+    tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{best.step:08d}")
+    checkpoint.restore(built.model, tensors["model"], str(folder))
+    summary = summarise(built, record, best)
+    write_whole(folder / "summary.json", to_json(summary))
+    return {"best_step": best.step, "warnings": record.progress.warnings}
+
+
+def _job(built: Built, record: Recorder) -> Job:
+    settings = built.config
+    if settings["init"]:
+        source = load(settings["init"])
+        checkpoint.restore(built.model, source.model.state_dict(), f"init={settings['init']}")
+
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        return build(settings["optimizer"], params=params)
+
+    return Job(
+        built.model,
+        built.task,
+        built.objective,
+        optimizer,
+        build(settings["schedule"]),
+        record,
+        settings["seed"],
+        built.device,
+    )
+
+
+def _model_name(built: Built) -> str:
+    return "twin" if built.model.is_twin else built.config["choices"]["router"]
+
+
+def describe(built: Built) -> dict[str, Any]:
+    """All that ``compare`` reads of a run, beside its summary."""
+    task, kind = built.task, built.task.kind
+    return {
+        "config": config.flat(built.config),
+        "seed": built.config["seed"],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"moecli": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "git": git_revision(),
+        "device": str(built.device),
+        "threads": torch.get_num_threads(),
+        "parameters": {"total": built.size.total, "active": built.size.active},
+        "flops": built.size.flops,
+        "unit": unit(task),
+        "fingerprint": task.fingerprint,
+        "kind": type(kind).__name__.lower(),
+        "headline": kind.headline,
+        "higher_is_better": kind.higher_is_better,
+        "units": UNITS,
+        "label_names": task.label_names,
+        "feature_names": task.feature_names,
+        "layers": {n: {"experts": layer.experts.num_experts, "rows_per_token": built.size.rows[n]} for n, layer in built.model.mixtures.items()},
+        "twin": built.model.is_twin,
+        "leak": built.model.allow_leak and "causal" in task.needs,
+    }  # fmt: skip
+
+
+def unit(task: Task) -> str:
+    """What FLOPs are counted per."""
+    return "token" if "sequence" in task.gives else "example"
+
+
+def git_revision() -> str | None:
+    """Of the working folder, with + where it was changed; None outside a checkout."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# -- what came out ----------------------------------------------------------------------------
+
+
+def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
+    """The best weights on valid and test, what each expert does, and what it is worth."""
+    metrics: dict[str, float] = {}
+    chance: dict[str, float] = {}
+    for split in ("valid", "test"):
+        found = evaluate(built.model, built.task, split, built.device, trace=split == "test")
+        metrics |= {f"{split}/{n}": v for n, v in found.metrics.items()}
+        chance |= {f"{split}/{n}": v for n, v in built.task.chance(split).items()}
+    for name, parts in found.tokens.items():
+        record.trace.tokens(best.step, "test", name, parts)
+    _surface(built, record.folder)
+    mixtures = {n: layer for n, layer in built.model.mixtures.items() if layer.experts.num_experts > 1}
+    return {
+        "parameters": {"total": built.size.total, "active": built.size.active},
+        "flops": built.size.flops,
+        "metrics": metrics,
+        "chance": chance,
+        "confusion": _confusion(built.task, found),
+        "experts": [row for name in mixtures for row in _experts(built, found, name, record.folder)],
+        "layers": [_layer(built, found, name, record.folder) for name in mixtures],
+    }
+
+
+def _confusion(task: Task, found: Evaluation) -> list[list[int]] | None:
+    from moecli.tasks.kinds import confusion
+
+    if "predicted" not in found.scores:
+        return None
+    return confusion(found.scores["predicted"], found.scores["target"], task.out).tolist()
+
+
+def _experts(built: Built, found: Evaluation, name: str, folder: Path) -> list[dict[str, Any]]:
+    """One row per expert of a layer: load, first choices, entropy, what it serves, quality without it."""
+    usage, tokens = found.usage[name], TraceReader(folder).tokens(name, "test")
+    num_experts = len(usage.load)
+    share = specialisation.shares(tokens, num_experts)
+    label, names = next(iter(built.task.label_names.items()), ("", []))
+    table = specialisation.by_label(share, tokens[f"label_{label}"], len(names)) if label else None
+    work = np.maximum(share.sum(0), 1e-30)
+    undecided = (share * tokens["entropy"][:, None]).sum(0) / work
+    return [
+        {
+            "layer": name,
+            "expert": e,
+            "load": float(usage.load[e]),
+            "first": float(usage.first[e] / usage.tokens),
+            "entropy": float(undecided[e]),
+            "label": label,
+            "serves": [] if table is None else specialisation.serves(table, names, e),
+            "without": _change_without(built, found, name, e),
+        }
+        for e in range(num_experts)
+    ]
+
+
+def _change_without(built: Built, found: Evaluation, name: str, expert: int) -> float | None:
+    """How the headline metric on test changes when an expert is taken out."""
+    if sum(layer.experts.num_experts for layer in built.model.mixtures.values()) > MOST_REMOVALS:
+        return None
+    with without(built.model, name, expert):
+        changed = evaluate(built.model, built.task, "test", built.device)
+    headline = built.task.kind.headline
+    return changed.metrics[headline] - found.metrics[headline]
+
+
+def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str, Any]:
+    usage, tokens = found.usage[name], TraceReader(folder).tokens(name, "test")
+    share = usage.load.double()
+    first = np.where(tokens["weight"][:, 0] > 0, tokens["expert"][:, 0], -1)
+    against = {
+        label: asdict(specialisation.nmi_against_chance(first, tokens[f"label_{label}"], tokens["document"]))
+        for label in built.task.label_names
+    }
+    return {
+        "layer": name,
+        "effective_experts": effective_experts(share.tolist()),
+        "balance_cv": float(share.std(unbiased=False) / share.mean()),
+        "max_over_mean": float(share.max() / share.mean()),
+        "dropped": usage.dropped,
+        "entropy": float(usage.entropy) / usage.tokens,
+        "nmi": against,
+    }
+
+
+@torch.no_grad()
+def _surface(built: Built, folder: Path) -> None:
+    """What the mixture, its gate and each expert say over the task's grid, for pictures."""
+    grid = built.task.grid()
+    if grid is None:
+        return
+    built.model.eval()
+    grid = grid.to(built.device)
+    output = built.model(grid)
+    probs = next(iter(output.routings.values())).probs
+    alone = built.model.experts_alone(grid)
+    test = built.task.batch("test", torch.arange(built.task.sizes["test"]))
+    arrays = {
+        "x": grid,
+        "prediction": point(output.prediction, built.task),
+        "gate": probs,
+        "data_x": test.x,
+        "data_y": test.target,
+    }
+    arrays |= {} if alone is None else {"experts": alone}
+    (folder / "routing").mkdir(exist_ok=True)
+    write_arrays(folder / "routing" / "surface.npz", {name: value.cpu().numpy() for name, value in arrays.items()})
+
+
+def point(prediction: torch.Tensor | Mixture, task: Task) -> torch.Tensor:
+    """Class probabilities, or the mean: (N, Y)."""
+    mean = prediction.mean if isinstance(prediction, Mixture) else prediction
+    return mean.softmax(-1) if "classes" in task.gives and not isinstance(prediction, Mixture) else mean
+
+
+def _finish_summary(folder: Path, info: dict[str, Any]) -> None:
+    summary = {"run": str(folder), "status": info["status"], "seconds": info["seconds"], **Run(folder).summary}
+    write_whole(folder / "summary.json", to_json(summary))
+
+
+def _draw(run: Run) -> None:
+    """A picture that fails must fail neither the training nor the other pictures: its traceback goes to the log."""
+    from moecli.plots.gallery import draw_all, kinds
+
+    for kind in kinds():
+        try:
+            draw_all(run, [kind])
+        except Exception:
+            with open(run.path / "log.txt", "a", encoding="utf-8") as log:
+                log.write(f"the picture {kind} failed:\n{traceback.format_exc()}")
+
+
+def dry_run(built: Built) -> list[str]:
+    """Shapes, parameters, FLOPs, memory and an estimate of time, from a few steps of the real thing."""
+    lines = [f" {name}: {tuple(p.shape)}" for name, p in built.model.named_parameters()]
+    settings, info = built.config["trainer"], describe(built)
+    state = 4 * 4 * built.size.total  # float32 weights, gradients and two moments
+    steps, seconds = settings["steps"], _seconds_per_step(built, settings["batch_size"])
+    return [
+        *terminal.header(info),
+        *lines,
+        f" memory: {state / 1e6:.1f} MB for weights, gradients and the optimizer's state",
+        f" time: about {steps * seconds:.0f} s for {steps} steps of {settings['batch_size']}, evaluation and pictures apart",
+        *(f" warning: {text}" for text in built.warnings),
+    ]
+
+
+def _seconds_per_step(built: Built, batch_size: int, steps: int = 4) -> float:
+    """Of forward and backward, the first one left out."""
+    times = []
+    for step in range(steps):
+        batch = built.task.train_batch(step, batch_size, built.config["seed"]).to(built.device)
+        started = time.perf_counter()
+        built.objective(built.model(batch.x), batch.target)["total"].backward()
+        times.append(time.perf_counter() - started)
+    built.model.zero_grad()
+    return min(times[1:])
+
+
+# -- read again -------------------------------------------------------------------------------
+
+
+@dataclass
+class Loaded:
+    """A finished run, live again."""
+
+    run: Run
+    config: Config
+    task: Task
+    model: Model
+    device: torch.device
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Class probabilities or means for features (N, D): (N, Y)."""
+        self.model.eval()
+        with torch.no_grad():
+            return point(self.model(x.to(self.device)).prediction, self.task)
+
+
+def load(run: Path | str, words: Sequence[str] = ()) -> Loaded:
+    """The best weights of a run, with its task; ``words`` change the configuration (data, capacity).
+
+    Raises ArtifactError where the run or its checkpoint is damaged or does not fit.
+    """
+    found = Run(Path(run))
+    settings = config.amend(config.read(found.path / "config.yaml"), words)
+    built = assemble(Composed(settings, frozenset()))
+    steps = checkpoint.steps(found.path)
+    if not steps:
+        raise ArtifactError(f"{found.path}: it has no checkpoint yet. Let the run reach its first evaluation")
+    step = found.info.get("best_step") or steps[-1]
+    tensors, _ = checkpoint.load(found.path / "checkpoints" / f"step-{step:08d}")
+    checkpoint.restore(built.model, tensors["model"], str(found.path))
+    return Loaded(found, built.config, built.task, built.model, built.device)
+
+
+def evaluate_loaded(loaded: Loaded, split: str) -> dict[str, Any]:
+    """Metrics on a split beside their chance level, and what each layer dropped."""
+    found = evaluate(loaded.model, loaded.task, split, loaded.device, trace=True)
+    return {
+        "run": str(loaded.run.path),
+        "split": split,
+        "metrics": found.metrics,
+        "chance": loaded.task.chance(split),
+        "dropped": {name: usage.dropped for name, usage in found.usage.items()},
+    }
+
+
+def predictions(loaded: Loaded, file: Path) -> pandas.DataFrame:
+    """New rows of a file -> prediction, how sure it is, and the first expert of each layer with its weight.
+
+    Raises DataError where the file does not fit the run's task.
+    """
+    import pandas
+
+    x, columns = loaded.task.new_rows(file)
+    loaded.model.eval()
+    with torch.no_grad():
+        output = loaded.model(x.to(loaded.device))
+    columns |= loaded.task.kind.answer(output.prediction)
+    for name, routing in output.routings.items():
+        weight, expert = routing.plan.weights.max(-1)
+        columns |= {f"{name} expert": expert.tolist(), f"{name} weight": weight.tolist()}
+    return pandas.DataFrame(columns)

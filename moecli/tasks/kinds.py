@@ -1,0 +1,219 @@
+"""Kinds of targets: what a prediction is scored by, and what chance would score.
+
+``score`` gives small per-example tensors that can be collected batch after batch; ``summarise``
+turns all of them into metrics.  Units: nll in nats, accuracy and errors as fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from moecli.mixture import Mixture
+
+Prediction = Tensor | Mixture
+Scores = dict[str, Tensor]
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the targets are, and with it the loss, the metrics and the chance level."""
+
+    headline: ClassVar[str]  # the metric a run is judged by
+    higher_is_better: ClassVar[bool]
+    gives: ClassVar[frozenset[str]]
+    family: ClassVar[str]
+
+    @property
+    def out(self) -> int:
+        raise NotImplementedError
+
+    def score(self, prediction: Prediction, target: Tensor) -> Scores:
+        raise NotImplementedError
+
+    def summarise(self, scores: Scores) -> dict[str, float]:
+        raise NotImplementedError
+
+    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
+        """Metrics on ``target`` of the best constant guess from ``train``."""
+        raise NotImplementedError
+
+    def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
+        """What a user reads of predictions for new rows: columns of one value a row."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+
+def class_log_probs(prediction: Prediction) -> Tensor:
+    """Logits or a categorical mixture -> log p(class): (..., C)."""
+    if isinstance(prediction, Mixture):
+        return prediction.mean.clamp_min(TINY).log()
+    return prediction.float().log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Classification(Kind):
+    """Targets (N,) int64 in ``classes``."""
+
+    classes: tuple[str, ...]
+    headline = "accuracy"
+    higher_is_better = True
+    gives = frozenset({"classes"})
+    family = "categorical"
+
+    @property
+    def out(self) -> int:
+        return len(self.classes)
+
+    def score(self, prediction: Prediction, target: Tensor) -> Scores:
+        log_probs = class_log_probs(prediction)  # (N, C)
+        confidence, predicted = log_probs.max(-1)
+        nll = -log_probs.gather(-1, target[:, None])[:, 0]
+        return {"nll": nll, "target": target, "predicted": predicted, "confidence": confidence.exp()}
+
+    def summarise(self, scores: Scores) -> dict[str, float]:
+        correct = scores["predicted"] == scores["target"]
+        return {
+            "accuracy": correct.double().mean().item(),
+            "macro_f1": macro_f1(scores["predicted"], scores["target"], self.out),
+            "nll": scores["nll"].double().mean().item(),
+            "calibration_error": calibration_error(scores["confidence"], correct),
+        }
+
+    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
+        share = train.bincount(minlength=self.out).double() / len(train)
+        guess = share.clamp_min(TINY).log().expand(len(target), -1)
+        metrics = self.summarise(self.score(guess, target))
+        return {name: metrics[name] for name in ("accuracy", "macro_f1", "nll")}
+
+    def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
+        confidence, predicted = class_log_probs(prediction).max(-1)
+        return {"predicted": [self.classes[c] for c in predicted.tolist()], "probability": confidence.exp().tolist()}
+
+    def describe(self) -> str:
+        return f"{self.out} classes: {', '.join(self.classes[:12])}{' …' if self.out > 12 else ''}"
+
+
+@dataclass(frozen=True)
+class Regression(Kind):
+    """Targets (N, Y) float; target * ``scale`` + ``center`` is in the user's units (both (Y,), or nothing to do)."""
+
+    targets: tuple[str, ...]
+    scale: tuple[float, ...] = (1.0,)
+    center: tuple[float, ...] = (0.0,)
+    headline = "r2"
+    higher_is_better = True
+    gives = frozenset({"real"})
+    family = "gaussian"
+
+    @property
+    def out(self) -> int:
+        return len(self.targets)
+
+    def score(self, prediction: Prediction, target: Tensor) -> Scores:
+        if isinstance(prediction, Mixture):
+            return {"target": target, "mean": prediction.mean, "nll": -prediction.log_prob(target)}
+        return {"target": target, "mean": prediction}
+
+    def summarise(self, scores: Scores) -> dict[str, float]:
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        target, mean = scores["target"].double(), scores["mean"].double()
+        error = (mean - target).cpu() * scale  # (N, Y) in the targets' units
+        spread = ((target - target.mean(0)).cpu() * scale).square().sum(0)
+        metrics = {
+            "r2": (1 - error.square().sum(0) / spread).mean().item() if bool((spread > 0).all()) else math.nan,
+            "rmse": error.square().mean().sqrt().item(),
+            "mae": error.abs().mean().item(),
+        }
+        if "nll" in scores:  # the density of the targets in their own units
+            metrics["nll"] = scores["nll"].double().mean().item() + scale.log().sum().item()
+        return metrics
+
+    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
+        return self.summarise(self.score(train.mean(0).expand_as(target), target))
+
+    def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
+        """The mean, and for a density its standard deviation, in the user's units."""
+        scale, center = torch.tensor(self.scale), torch.tensor(self.center)
+        point = prediction.mean if isinstance(prediction, Mixture) else prediction
+        mean = point.cpu() * scale + center
+        columns = {f"predicted {name}": mean[:, i].tolist() for i, name in enumerate(self.targets)}
+        if isinstance(prediction, Mixture):
+            spread = prediction.variance.sqrt().cpu() * scale
+            columns |= {f"sd {name}": spread[:, i].tolist() for i, name in enumerate(self.targets)}
+        return columns
+
+    def describe(self) -> str:
+        return f"{self.out} real: {', '.join(self.targets)}"
+
+
+@dataclass(frozen=True)
+class Language(Kind):
+    """Targets (N, T) int64: the next id at every place."""
+
+    symbols: tuple[str, ...]
+    bytes_per_symbol: float = 1.0
+    headline = "nll"
+    higher_is_better = False
+    gives = frozenset({"classes"})
+    family = "categorical"
+
+    @property
+    def out(self) -> int:
+        return len(self.symbols)
+
+    def score(self, prediction: Prediction, target: Tensor) -> Scores:
+        log_probs = class_log_probs(prediction)  # (N, T, V)
+        nll = -log_probs.gather(-1, target[..., None])[..., 0].mean(-1)
+        return {"nll": nll, "correct": (log_probs.argmax(-1) == target).float().mean(-1)}
+
+    def summarise(self, scores: Scores) -> dict[str, float]:
+        nll = scores["nll"].double().mean().item()
+        return {
+            "nll": nll,
+            "bits_per_byte": nll / math.log(2) / self.bytes_per_symbol,
+            "perplexity": math.exp(min(nll, 700.0)),
+            "accuracy": scores["correct"].double().mean().item(),
+        }
+
+    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
+        """The unigram distribution of the training text; train and target are flat ids."""
+        log_share = (train.bincount(minlength=self.out).double() / len(train)).clamp_min(TINY).log()
+        correct = (target == log_share.argmax()).float()
+        return self.summarise({"nll": -log_share[target], "correct": correct})
+
+    def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
+        confidence, predicted = class_log_probs(prediction).flatten(0, 1).max(-1)
+        return {"next": [self.symbols[c] for c in predicted.tolist()], "probability": confidence.exp().tolist()}
+
+    def describe(self) -> str:
+        return f"the next of {self.out} symbols at every place"
+
+
+def macro_f1(predicted: Tensor, target: Tensor, num_classes: int) -> float:
+    """Mean F1 over the classes that occur in the targets or the predictions."""
+    table = confusion(predicted, target, num_classes).double()
+    hit, asked, real = table.diagonal(), table.sum(0), table.sum(1)
+    seen = asked + real > 0
+    return (2 * hit / (asked + real).clamp_min(1))[seen].mean().item()
+
+
+def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Counts (C, C): row = truth, column = prediction."""
+    index = target * num_classes + predicted
+    return index.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Expected |confidence - accuracy| over equal-width bins of confidence (Guo et al., 2017)."""
+    place = (confidence * bins).long().clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap = gap.index_add(0, place, confidence.double() - correct.double())
+    return gap.abs().sum().item() / max(len(confidence), 1)

@@ -1,0 +1,178 @@
+"""What every task is: data and its truth, a fixed split of its own seed, labels, metrics and chance.
+
+Batches are a pure function of (seed, step), so a run can stop and go on anywhere.  A label is
+whatever specialisation may be measured against; a document is the unit that chance is computed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from moecli.tasks.kinds import Kind
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one split: B rows of features or B windows of T ids."""
+
+    x: Tensor  # (B, D) float features, or (B, T) int64 ids
+    target: Tensor  # (B,) int64 class, (B, Y) float, or (B, T) int64 next ids
+    labels: dict[str, Tensor]  # each (B,) or (B, T) int64, an index into Task.label_names
+    document: Tensor  # (B,) int64
+
+    def to(self, device: torch.device) -> Batch:
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        return Batch(self.x.to(device), self.target.to(device), labels, self.document.to(device))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of what a task says of itself before any training."""
+
+    name: str
+    value: str
+
+
+class Task:
+    """Data, its truth, and how a prediction is scored.  All sizes a model needs stand here."""
+
+    gives: frozenset[str] = frozenset()  # of: items, sequence, ids, classes, real
+    needs: ClassVar[frozenset[str]] = frozenset()  # causal, where a future must not be seen
+    kind: Kind  # classification, regression or language: loss, metrics, chance
+    dim: int  # features of an example (or 0 where ids are embedded)
+    out: int  # classes, targets, or the size of the vocabulary
+    vocab_size: int = 0
+    sizes: dict[str, int]  # examples in each split
+    label_names: dict[str, list[str]]  # what each label's numbers mean
+    feature_names: list[str]
+    fingerprint: str  # SHA-256 of the data that was read
+    family: str  # the family that fits the targets
+
+    def batch(self, split: str, index: Tensor) -> Batch:
+        """The examples of ``index`` (B,) int64 in ``split``."""
+        raise NotImplementedError
+
+    def train_batch(self, step: int, size: int, seed: int) -> Batch:
+        """The batch of one step: a pure function of (seed, step)."""
+        return self.batch("train", order(self.sizes["train"], step, size, seed))
+
+    def batches(self, split: str, size: int) -> Iterator[Batch]:
+        """A split once, in its own order."""
+        for index in torch.arange(self.sizes[split]).split(size):
+            yield self.batch(split, index)
+
+    def facts(self) -> list[Fact]:
+        """What ``moe show task=...`` says: rows, columns, classes, chance, what is done with each column."""
+        raise NotImplementedError
+
+    def chance(self, split: str) -> dict[str, float]:
+        """Each metric's value for whoever knows the targets' distribution in training and nothing else."""
+        raise NotImplementedError
+
+    def new_rows(self, file: Path) -> tuple[Tensor, dict[str, list[Any]]]:
+        """New inputs of a user's file, as a batch's x, and what to repeat beside their predictions.
+
+        Raises DataError where the file does not fit the task.
+        """
+        raise NotImplementedError
+
+    def grid(self) -> Tensor | None:
+        """Points (M, D) to draw a fit or decision regions over, where D is 1 or 2."""
+        return None
+
+
+def order(size: int, step: int, batch: int, seed: int) -> Tensor:
+    """Which examples step ``step`` takes: (B,), epoch after epoch, each in its own permutation.
+
+    A batch of all examples or more is the whole split in its own order.
+    """
+    if batch >= size:
+        return torch.arange(size)
+    first, last = step * batch, (step + 1) * batch - 1
+    parts = [_permutation(size, epoch, seed) for epoch in range(first // size, last // size + 1)]
+    return torch.cat(parts)[first % size : first % size + batch]
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, epoch: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=generator(seed, epoch))
+
+
+def generator(*key: int) -> torch.Generator:
+    """A private generator that is a pure function of its key."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=False) % 2**63)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of an in-memory data set."""
+
+    x: Tensor  # (N, D)
+    target: Tensor  # (N,) int64 or (N, Y) float
+    labels: dict[str, Tensor]  # each (N,) int64
+    document: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (N,), else each its own
+
+
+class InMemory(Task):
+    """A task whose splits are tensors; a batch is an index."""
+
+    gives = frozenset({"items"})
+    splits: dict[str, Split]
+
+    def adopt(self, splits: dict[str, Split], kind: Kind, label_names: dict[str, list[str]]) -> None:
+        """Take the splits and derive every size from them."""
+        train = splits["train"]
+        self.splits, self.kind, self.label_names = splits, kind, label_names
+        self.sizes = {name: len(split.x) for name, split in splits.items()}
+        self.dim, self.out, self.family = train.x[0].numel(), kind.out, kind.family
+        self.gives = InMemory.gives | kind.gives
+        tensors = [t for s in splits.values() for t in (s.x, s.target, *s.labels.values())]
+        self.fingerprint = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+    def batch(self, split: str, index: Tensor) -> Batch:
+        part = self.splits[split]
+        document = part.document[index] if len(part.document) else index
+        labels = {name: label[index] for name, label in part.labels.items()}
+        return Batch(part.x[index], part.target[index], labels, document)
+
+    def chance(self, split: str) -> dict[str, float]:
+        return self.kind.chance(self.splits["train"].target, self.splits[split].target)
+
+    def new_rows(self, file: Path) -> tuple[Tensor, dict[str, list[Any]]]:
+        """A table with the columns of ``feature_names``."""
+        from moecli.tasks.frames import finite_numbers, read_table, require_columns
+
+        frame = read_table(file)
+        require_columns(frame, self.feature_names)
+        columns = [torch.from_numpy(finite_numbers(frame[name])) for name in self.feature_names]
+        return torch.stack(columns, dim=-1).float(), {}
+
+    def facts(self) -> list[Fact]:
+        rows = ", ".join(f"{count} {name}" for name, count in self.sizes.items())
+        chance = ", ".join(f"{name} {value:.3f}" for name, value in self.chance("test").items())
+        return [
+            Fact("rows", rows),
+            Fact("features", f"{self.dim}: {', '.join(self.feature_names[:8])}{' …' if self.dim > 8 else ''}"),
+            Fact("targets", self.kind.describe()),
+            *(Fact(f"label {name}", ", ".join(values[:12])) for name, values in self.label_names.items()),
+            Fact("chance on test", chance),
+        ]
+
+
+def three_way(size: int, seed: int, valid: float = 0.15, test: float = 0.2) -> dict[str, Tensor]:
+    """A fixed random split of ``size`` rows by the task's own seed: each row in one part, in row order."""
+    shuffled = torch.randperm(size, generator=generator(seed))
+    num_test, num_valid = round(size * test), round(size * valid)
+    parts = shuffled.split([size - num_test - num_valid, num_valid, num_test])
+    return {name: part.sort().values for name, part in zip(SPLITS, parts, strict=True)}

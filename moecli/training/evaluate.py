@@ -1,0 +1,63 @@
+"""Scores a model on a split, and notes who served which token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from moecli.models.model import Model
+from moecli.record.trace import assignments
+from moecli.routing import Remove, Usage
+from moecli.tasks.task import Task
+
+MOST_TOKENS = 20_000  # noted of a split at one evaluation: the first ones, so always the same
+
+
+@dataclass
+class Evaluation:
+    """What one pass over a split found."""
+
+    metrics: dict[str, float]
+    scores: dict[str, torch.Tensor]  # per example, as the task's kind made them
+    usage: dict[str, Usage] = field(default_factory=dict)
+    tokens: dict[str, list[dict[str, np.ndarray]]] = field(default_factory=dict)  # per layer, a part a batch
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model, task: Task, split: str, device: torch.device, trace: bool = False, size: int = 256
+) -> Evaluation:
+    """All of ``split`` in batches of at most ``size`` examples; with ``trace`` also who served whom."""
+    was_training = model.training
+    model.eval()
+    scores: list[dict[str, torch.Tensor]] = []
+    result = Evaluation({}, {})
+    seen, noted = 0, 0
+    for batch in (b.to(device) for b in task.batches(split, size)):
+        output = model(batch.x)
+        scores.append({k: v.cpu() for k, v in task.kind.score(output.prediction, batch.target).items()})
+        for name, routing in output.routings.items() if trace else ():
+            result.usage[name] = routing.usage + result.usage[name] if name in result.usage else routing.usage
+            if noted < MOST_TOKENS:
+                result.tokens.setdefault(name, []).append(assignments(routing, batch, seen))
+        seen, noted = seen + len(batch.x), noted + batch.target.numel()
+    model.train(was_training)
+    result.scores = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
+    result.metrics = task.kind.summarise(result.scores)
+    return result
+
+
+@contextmanager
+def without(model: Model, layer: str, expert: int) -> Iterator[None]:
+    """The model with one expert taken out; what is left of each token's weights keeps their sum."""
+    router = model.mixtures[layer].router
+    before = router.filters
+    router.filters = (*before, Remove(expert))
+    try:
+        yield
+    finally:
+        router.filters = before

@@ -1,0 +1,203 @@
+"""Gradient descent on minibatches: the loop, with evaluation, checkpoints and early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moecli.errors import NumericalFailure, UsageError
+from moecli.losses.objective import Objective
+from moecli.models.model import Model
+from moecli.models.size import sample
+from moecli.record import checkpoint
+from moecli.record.recorder import Recorder
+from moecli.routing import Router, Usage
+from moecli.tasks.task import Task
+from moecli.training.evaluate import evaluate
+from moecli.training.health import Health
+from moecli.training.schedules import Constant
+from moecli.types import PositiveFloat, PositiveInt
+
+LOOK = 4  # steps between two looks at who works
+POINTS = 300  # of a curve, at about
+
+
+@dataclass
+class Best:
+    """The evaluation that the run is judged by: the latest of the best."""
+
+    step: int = 0
+    value: float = math.nan
+
+    def improves(self, value: float, higher: bool) -> bool:
+        """NaN is never best."""
+        return math.isnan(self.value) or (value >= self.value if higher else value <= self.value)
+
+
+@dataclass
+class Job:
+    """Everything one training works on."""
+
+    model: Model
+    task: Task
+    objective: Objective
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    schedule: Constant
+    record: Recorder
+    seed: int
+    device: torch.device
+
+
+class Gradient:
+    """Steps of an optimizer on the total loss; the best checkpoint by the task's headline metric counts."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        steps: PositiveInt = 1500,
+        batch_size: PositiveInt = 128,
+        eval_every: PositiveInt | None = None,
+        checkpoint_every: PositiveInt | None = None,
+        clip: PositiveFloat | None = 1.0,
+        patience: PositiveInt | None = None,
+        autocast: Literal["none", "bfloat16"] = "none",
+        phases: list[dict[str, Any]] | None = None,
+    ):
+        self.steps, self.batch_size, self.clip, self.patience = steps, batch_size, clip, patience
+        self.eval_every = eval_every or max(1, steps // 10)
+        self.checkpoint_every = checkpoint_every or self.eval_every
+        self.autocast, self.phases = autocast == "bfloat16", _starts(phases or [], steps)
+
+    def fit(self, job: Job) -> Best:
+        """Train ``job.model`` in place; returns the best step and its value on the validation split.
+
+        Raises NumericalFailure before the step that a loss or gradient is not finite in.
+        """
+        loop = _Loop(self, job)
+        for step in range(self.steps):
+            loop.train(step)
+            if (step + 1) % self.eval_every == 0 or step + 1 == self.steps:
+                loop.evaluate(step + 1)
+            elif (step + 1) % self.checkpoint_every == 0:
+                loop.save(step + 1)
+            if self.patience and loop.since_best >= self.patience:
+                break
+        return loop.best
+
+
+class _Loop:
+    """The state of one training."""
+
+    def __init__(self, plan: Gradient, job: Job):
+        self.plan, self.job = plan, job
+        self.best, self.since_best, self.health = Best(), 0, Health()
+        self.optimizer = job.optimizer(job.model.parameters())
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
+        self.stateful = {n: r for n, r in self.routers.items() if type(r).after_step is not Router.after_step}
+        self.note_every = LOOK * max(1, plan.steps // (LOOK * POINTS))
+        job.record.begin(plan.steps)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        first = self.job.task.train_batch(0, self.plan.batch_size, self.job.seed).to(self.job.device)
+        for name, tokens in sample(self.job.model, first.x).items():
+            self.routers[name].prepare(tokens)
+
+    def train(self, step: int) -> None:
+        job = self.job
+        if step in self.plan.phases:
+            _thaw(job.model, self.plan.phases[step])
+        rate = job.schedule(step, self.plan.steps)
+        for group, top in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = top * rate
+        batch = job.task.train_batch(step, self.plan.batch_size, job.seed).to(job.device)
+        with torch.autocast(job.device.type, torch.bfloat16, enabled=self.plan.autocast):
+            output = job.model(batch.x)
+            losses = job.objective(output, batch.target)
+        self.optimizer.zero_grad()
+        losses["total"].backward()
+        norm = self._checked(losses["total"], step)
+        self.optimizer.step()
+        looking = step % LOOK == 0
+        usages = {n: r.usage for n, r in output.routings.items() if looking or n in self.stateful}
+        for name, router in self.stateful.items():
+            router.after_step(usages[name])
+        if looking:
+            self._look(step, {**losses, "grad_norm": norm}, usages)
+
+    def _checked(self, total: Tensor, step: int) -> Tensor:
+        """The gradient's norm, clipped; refuses to go on with a loss or gradient that is not finite."""
+        clip = self.plan.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.job.model.parameters(), clip)
+        if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
+            raise NumericalFailure(
+                f"step {step}: the loss is {total.item():.3g} and its gradient's norm {norm.item():.3g}; the weights were "
+                "left as they were before it. Lower optimizer.lr or trainer.clip, and check the data for extremes"
+            )
+        return norm
+
+    def _look(self, step: int, values: dict[str, Tensor], usages: dict[str, Usage]) -> None:
+        for name, usage in usages.items():
+            for finding in self.health.see(name, usage):
+                self.job.record.warn(f"step {step}: {finding}")
+        if step % self.note_every == 0:
+            self.job.record.step(step, {n: v.item() for n, v in values.items()}, usages)
+
+    def evaluate(self, step: int) -> None:
+        job, kind = self.job, self.job.task.kind
+        found = evaluate(job.model, job.task, "valid", job.device, trace=True)
+        for name, parts in found.tokens.items():
+            job.record.trace.tokens(step, "valid", name, parts)
+        value = found.metrics[kind.headline]
+        better = self.best.improves(value, kind.higher_is_better)
+        self.since_best = 0 if better and value != self.best.value else self.since_best + 1
+        self.best = Best(step, value) if better else self.best
+        chance = job.task.chance("valid").get(kind.headline, math.nan)
+        note = f"valid {kind.headline} {value:.3f} (chance {chance:.3f}, best {self.best.value:.3f})"
+        job.record.evaluated(step, "valid", found.metrics, note)
+        self.save(step)
+
+    def save(self, step: int) -> None:
+        tensors = {"model": self.job.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(self.optimizer)}
+        checkpoint.save(self.job.record.folder, step, tensors, {"best_step": self.best.step})
+        checkpoint.prune(self.job.record.folder, self.best.step)
+
+
+def _starts(phases: list[dict[str, Any]], steps: int) -> dict[int, list[str]]:
+    """{first step: patterns of the parameters that train from there}.  Raises UsageError for another shape."""
+    starts, at = {}, 0
+    for number, phase in enumerate(phases):
+        if (
+            set(phase) != {"steps", "train"}
+            or not isinstance(phase["steps"], int)
+            or not isinstance(phase["train"], list)
+        ):
+            raise UsageError(
+                f"trainer.phases[{number}]={phase}: a phase is {{steps: N, train: [PATTERN, ...]}}. "
+                "Write for example {steps: 500, train: ['*gate*']}"
+            )
+        starts[at] = phase["train"]
+        at += phase["steps"]
+    if phases and at != steps:
+        raise UsageError(f"trainer.phases: their steps add up to {at}, and trainer.steps is {steps}. Make them equal")
+    return starts
+
+
+def _thaw(model: nn.Module, patterns: list[str]) -> None:
+    """Let the parameters that match a pattern train, and no others.  Raises UsageError where none does."""
+    named = dict(model.named_parameters())
+    chosen = {name for name in named if any(fnmatch(name, pattern) for pattern in patterns)}
+    if not chosen:
+        raise UsageError(f"trainer.phases: no parameter matches {patterns}. There are: {', '.join(list(named)[:8])} …")
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in chosen)
+        parameter.grad = None if name not in chosen else parameter.grad

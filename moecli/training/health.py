@@ -1,0 +1,71 @@
+"""Watches routing while it trains: dead experts and collapse, with the remedy, the moment they occur."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from moecli.routing import Usage
+
+WINDOW = 20  # recorded steps that are looked at together
+FEW = 20  # choices an expert would get under uniform routing, below which silence proves nothing
+
+
+@dataclass
+class Health:
+    """Collects each layer's usage over a window and says what is wrong with it, once per layer and finding."""
+
+    window: int = WINDOW
+    recent: dict[str, list[Usage]] = field(default_factory=dict)
+    said: set[tuple[str, str]] = field(default_factory=set)
+
+    def see(self, layer: str, usage: Usage) -> list[str]:
+        """Findings that are new."""
+        recent = self.recent.setdefault(layer, [])
+        recent.append(usage)
+        if len(recent) < self.window:
+            return []
+        self.recent[layer] = []
+        findings = examine(sum_usage(recent))
+        fresh = [(kind, text) for kind, text in findings if (layer, kind) not in self.said]
+        self.said.update((layer, kind) for kind, _ in fresh)
+        return [f"{layer}: {text}" for _, text in fresh]
+
+
+def sum_usage(usages: list[Usage]) -> Usage:
+    total = usages[0]
+    for usage in usages[1:]:
+        total = total + usage
+    return total
+
+
+def examine(usage: Usage) -> list[tuple[str, str]]:
+    """(kind, sentence) for what is wrong with this usage.
+
+    Collapse: the load is nearly as concentrated as it can be, that is on as many experts as one token
+    asks, or on one where the load is mass.  Dead: an expert that had its chance was asked by nobody.
+    """
+    asked = usage.asked.double()
+    share = asked / asked.sum().clamp_min(1e-12)
+    num_experts, floor = len(share), max(1.0, float(asked.sum()) / usage.tokens)  # a mass sums to one per token
+    if num_experts <= floor:
+        return []
+    effective = effective_experts(share.tolist())
+    found = []
+    if effective < floor + 0.1 * (num_experts - floor):
+        found.append(("collapse", f"routing has collapsed, {effective:.1f} of {num_experts} experts in use. {REMEDY}"))
+    elif asked.sum() / num_experts >= FEW:
+        dead = [f"e{e}" for e, s in enumerate(share.tolist()) if s < 0.01 / num_experts]
+        if dead:
+            found.append(
+                ("dead", f"{len(dead)} of {num_experts} experts get no tokens ({', '.join(dead[:8])}). {REMEDY}")
+            )
+    return found
+
+
+REMEDY = "Raise auxiliary.switch_balance.weight, or lower optimizer.lr, or use router=expert_choice"
+
+
+def effective_experts(share: list[float]) -> float:
+    """The exponential of the load's entropy: E when uniform, 1 when one expert does all."""
+    return math.exp(-sum(s * math.log(s) for s in share if s > 0))
