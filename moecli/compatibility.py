@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-from moecli.config import build, compose, registry
+from moecli.config import build, option_node, registry
 from moecli.errors import UsageError
 from moecli.routing import Router
 
+SMALL = {"dim": 8, "num_experts": 4, "vocab_size": 50, "layer": 0, "num_layers": 1}
 # need: what to do about it; {options} are the routers that would do.
 REMEDIES = {
     "ids": "Use a task of text (task=stdlib_text), or a router with a gate (router=top_k)",
@@ -29,6 +30,8 @@ MEANING = {
     "ids": "it needs token ids, and there are none",
     "sequence": "it needs sequences, and each example stands alone",
     "items": "it needs whole examples, and the task is made of sequences",
+    "causal": "where it sends a token depends on later tokens",
+    "density": "its weights do not sum to one over single experts, so it has no likelihood",
     "logits": "it needs a logit for each expert, and the router has none",
     "noise": "it needs the router's noise, and there is none",
     "gate": "it needs a gate to act on, and the router has none",
@@ -90,11 +93,14 @@ def routers_giving(need: str) -> list[str]:
 
 
 @cache
-def small_router(option: str, *words: str) -> Router:
-    """A router on 4 experts and 8 dimensions, to ask what it claims; ``words`` set its options."""
-    config = compose([f"router={option}", *words]).config
-    context = {"dim": 8, "num_experts": 4, "vocab_size": 50, "layer": 0, "num_layers": 1}
-    return build(config["router"], gate=lambda n: build(config["gate"], **{**context, "num_experts": n}), **context)
+def small_router(option: str, gate: str = "linear") -> Router:
+    """A router with its default options on the sizes of ``SMALL``, to ask what it claims."""
+    return build_small(option_node("router", option), option_node("gate", gate))
+
+
+def build_small(router: Mapping[str, Any], gate: Mapping[str, Any]) -> Router:
+    """The router of a node on the sizes of ``SMALL``."""
+    return build(router, gate=lambda width: build(gate, **{**SMALL, "num_experts": width}), **SMALL)
 
 
 def refuse(parts: Sequence[Part]) -> None:

@@ -123,7 +123,7 @@ class Option:
 TYPES: dict[str, Any] = {
     **{name: value for name, value in vars(types).items() if not name.startswith("_")},
     **{kind.__name__: kind for kind in (int, float, str, bool, list, dict)},
-    "Literal": Literal, "Any": Any, "Annotated": Annotated, "None": None,
+    "types": types, "Literal": Literal, "Any": Any, "Annotated": Annotated, "None": None,
 }  # fmt: skip
 
 
@@ -215,7 +215,8 @@ class Word:
         key = key.lstrip("+")
         if not equals or not re.fullmatch(r"[A-Za-z][\w.]*", key):
             raise UsageError(f"{text!r} (command line): not of the form key=value. Write for example router.k=2")
-        if "_target_" in key.split(".") or key.split(".")[0] in ("hydra", "choices"):
+        made_up = value[:1] in ("{", "[") and "_target_" in value
+        if made_up or "_target_" in key.split(".") or key.split(".")[0] in ("hydra", "choices"):
             raise UsageError(f"{key} (command line): no key that can be set. Parts are chosen by name: router=top_k")
         if "${" in value:
             raise UsageError(
@@ -241,7 +242,10 @@ def compose(words: Sequence[str]) -> Composed:
     user = [Word.parse(word) for word in words]
     experiment = _experiment(user)
     taken = {word.key for word in user} | set(experiment)
-    chosen = {**_defaults(), **{g: v for g, v in experiment.items() if g in registry()}, **_choices(user)}
+    defaults = _defaults()
+    chosen = {**defaults, **{g: v for g, v in experiment.items() if g in registry()}, **_choices(user)}
+    for group in (g for g, default in defaults.items() if isinstance(default, str)):
+        _one(chosen[group], group)
     advice: dict[str, Any] = {}
     for group in ("task", "router"):
         for key, value in raw_node(group, _one(chosen[group], group)).get("recommends", {}).items():
@@ -249,13 +253,16 @@ def compose(words: Sequence[str]) -> Composed:
                 advice[key] = value
                 if key in registry():
                     chosen[key] = value
-    nested, known = _nested(chosen), _known(chosen)
+    picked = {word.key: word.value for word in user if "." in word.key}
+    nested, known = _nested(chosen, picked), _known(chosen, picked)
     for word in user:
         _check_key(word.key, {**known, **nested}, chosen)
-    lines = [_line(Word(key, text(value)), nested, known) for key, value in advice.items()]
-    config: Config = {"family": None, "auxiliary": {}} | _hydra(
-        [*lines, *(_line(word, nested, known) for word in user)]
-    )
+    fitting = {k: v for k, v in advice.items() if k in registry() or k in known}  # for the parts that were chosen
+    lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
+    # config.yaml's own keys come after what an experiment says, so say it once more
+    lines += [_line(Word(key, text(experiment[key])), nested, known) for key in _settings() if key in experiment]
+    lines += [_line(word, nested, known) for word in user]
+    config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
     config["model"]["layers"] = _whole_layers(config)
     config["choices"] = {group: option for group, option in chosen.items() if group != "experiment"}
     return Composed(check(config), frozenset(word.key.split(".")[0] for word in user))
@@ -266,14 +273,18 @@ def _whole_layers(config: Config) -> Config:
     whole: Config = {}
     for layer, changes in (config["model"].get("layers") or {}).items():
         whole[layer] = {}
-        for group, value in changes.items() if isinstance(changes, dict) else [(layer, changes)]:
+        if not isinstance(changes, dict):
+            raise UsageError(
+                f"model.layers.{layer}={text(changes)}: say of what. Write model.layers.{layer}.router=hash"
+            )
+        for group, value in changes.items():
             if group not in ("router", "gate", "expert", "family", "num_experts"):
                 raise UsageError(
                     f"model.layers.{layer}.{group}: no such key. A layer may change router, gate, expert, num_experts"
                 )
             named = isinstance(value, str)
             merged = {**(config[group] or {}), **value} if isinstance(value, dict) else value
-            whole[layer][group] = compose([f"{group}={value}"]).config[group] if named else merged
+            whole[layer][group] = option_node(group, value) if named else merged
     return whole
 
 
@@ -316,7 +327,7 @@ def _one(option: Any, group: str) -> str:
     if isinstance(option, str):
         return option
     raise UsageError(
-        f"{group}={option} (command line): one {group} is needed. Choose from: {', '.join(registry()[group])}"
+        f"{group}={text(option)} (command line): one {group} is needed. Choose from: {', '.join(registry()[group])}"
     )
 
 
@@ -336,31 +347,57 @@ def raw_node(group: str, option: str) -> Config:
     return raw
 
 
-def _parts(chosen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """(key, group, option) of every part in the configuration, nested ones included."""
+def option_node(group: str, option: str) -> Config:
+    """An option's node with its defaults, nested parts in their places: what composing it alone would give."""
+    raw = raw_node(group, option)
+    node = {key: value for key, value in raw.items() if key not in ("defaults", "recommends")}
+    for inner_group, place, inner in _inner(raw):
+        *path, last = place.split(".")
+        at = node
+        for step in path:
+            at = at.setdefault(step, {})
+        at[last] = option_node(inner_group, inner)
+    return node
+
+
+def _inner(raw: Config) -> Iterable[tuple[str, str, str]]:
+    """(group, key, option) of the parts within a part."""
+    for entry in raw.get("defaults", []):
+        for where, option in entry.items() if isinstance(entry, dict) else ():
+            group, _, place = where.strip("/").partition("@")
+            yield group, place, option
+
+
+def _parts(chosen: Mapping[str, Any], picked: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
+    """(key, group, option) of every part in the configuration, nested ones included; ``picked`` chooses those."""
     for group, options in chosen.items():
         for option in options if isinstance(options, list) else [options]:
             if option is not None and group != "experiment":
-                yield from _with_nested(f"{group}.{option}" if group == "auxiliary" else group, group, option)
+                yield from _with_nested(f"{group}.{option}" if group == "auxiliary" else group, group, option, picked)
 
 
-def _with_nested(key: str, group: str, option: str) -> Iterable[tuple[str, str, str]]:
+def _with_nested(key: str, group: str, option: str, picked: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     yield key, group, option
-    for entry in raw_node(group, option).get("defaults", []):
-        for where, inner in entry.items() if isinstance(entry, dict) else ():
-            inner_group, _, place = where.strip("/").partition("@")
-            yield from _with_nested(f"{key}.{place}", inner_group, inner)
+    for inner_group, place, default in _inner(raw_node(group, option)):
+        inner = picked.get(f"{key}.{place}", default)
+        if inner not in registry()[inner_group]:
+            hint = nearest(inner, registry()[inner_group], f"{key}.{place}=")
+            names = ", ".join(registry()[inner_group])
+            raise UsageError(
+                f"{key}.{place}={inner} (command line): no such {inner_group}.{hint} Choose from: {names}"
+            )
+        yield from _with_nested(f"{key}.{place}", inner_group, inner, picked)
 
 
-def _nested(chosen: Mapping[str, Any]) -> dict[str, str]:
+def _nested(chosen: Mapping[str, Any], picked: Mapping[str, str]) -> dict[str, str]:
     """{key of a part within a part: its group}: such a key takes an option's name."""
-    return {key: group for key, group, _ in _parts(chosen) if key.count(".") > (group == "auxiliary")}
+    return {key: group for key, group, _ in _parts(chosen, picked) if key.count(".") > (group == "auxiliary")}
 
 
-def _known(chosen: Mapping[str, Any]) -> dict[str, Option]:
+def _known(chosen: Mapping[str, Any], picked: Mapping[str, str]) -> dict[str, Option]:
     """Every key that may be set, with its type."""
     known = dict(_settings())
-    for key, group, option in _parts(chosen):
+    for key, group, option in _parts(chosen, picked):
         raw = raw_node(group, option)
         if "_target_" in raw:
             known |= {f"{key}.{name}": value for name, value in part_options(raw).items()}
@@ -372,17 +409,32 @@ def _settings() -> dict[str, Option]:
 
 
 def part_options(raw: Mapping[str, Any]) -> dict[str, Option]:
-    """What a user may set of a part: its constructor's arguments, or the YAML's keys for torch's optimizers."""
-    if raw["_target_"].startswith("torch."):
-        listed = {name: value for name, value in raw.items() if name not in ("_target_", "recommends", "defaults")}
-        return {name: Option(_type_of(value), value) for name, value in listed.items()}
-    return {n: o for n, o in signature(raw["_target_"]).items() if n not in CONTEXT or n in raw}
+    """What a user may set of a part: its constructor's arguments, or the YAML's keys for torch's optimizers.
+
+    Raises ArtifactError for a ``_target_`` that no part may have, before anything of it is imported.
+    """
+    target = raw["_target_"]
+    allowed(target)
+    if target.startswith("torch."):
+        return {name: Option(_type_of(value), value) for name, value in _listed(target).items()}
+    return {n: o for n, o in signature(target).items() if n not in CONTEXT or n in raw}
+
+
+def _listed(target: str) -> Config:
+    """The options that the YAML file of a torch optimizer lists, with their defaults."""
+    for option in registry()["optimizer"]:
+        raw = raw_node("optimizer", option)
+        if raw["_target_"] == target:
+            return {name: value for name, value in raw.items() if name not in ("_target_", "recommends", "defaults")}
+    raise ArtifactError(f"_target_ {target}: no optimizer is made of it. Choose from: moe ls optimizer")
 
 
 def _type_of(value: Any) -> Any:
+    """Of a torch optimizer's option: all their numbers are at least 0."""
     if isinstance(value, list):
-        return list[float]
-    return types.FiniteFloat if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+        return list[types.NonNegativeFloat]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return types.NonNegativeFloat if number else type(value)
 
 
 def _check_key(key: str, known: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
@@ -401,20 +453,32 @@ def _line(word: Word, nested: Mapping[str, str], known: Mapping[str, Option]) ->
         return f"{nested[word.key]}@{word.key}={word.value}"
     if word.key in registry():
         return f"{word.key}={word.value}"
-    textual = word.key in known and _takes_text(known[word.key].type)
-    return f"++{word.key}={_quoted(word.value) if textual else word.value}"
+    kind = known[word.key].type if word.key in known else Any
+    return f"++{word.key}={_quoted(word.value, kind) if _takes(kind, str) else word.value}"
 
 
-def _takes_text(kind: Any) -> bool:
-    return kind is str or str in getattr(kind, "__args__", ())
+def _takes(kind: Any, wanted: type) -> bool:
+    """Whether a value of this type is one that the option may have."""
+    return any(wanted in (k, getattr(k, "__origin__", None)) for k in (kind, *getattr(kind, "__args__", ())))
 
 
-def _quoted(value: str) -> str:
-    if value == "null" or value[:1] in ("'", '"', "["):
+def _quoted(value: str, kind: Any) -> str:
+    """Text as it is, unless it says null or a list where the option takes one, or came in quotes."""
+    if value == "null" and _takes(kind, type(None)):
         return value
-    escaped = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value)
-    escaped = re.sub(r"(\\+)$", lambda m: m[1] * 2, escaped)
-    return f"'{escaped}'"
+    if value[:1] == "[" and value[-1:] == "]" and _takes(kind, list):
+        plain = not re.search(r"""['"\[\]]""", value[1:-1])
+        items = [item.strip() for item in value[1:-1].split(",") if item.strip()]
+        return f"[{','.join(_escaped(item) for item in items)}]" if plain else value
+    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0] and value[0] not in value[1:-1]:
+        return value
+    return _escaped(value)
+
+
+def _escaped(value: str) -> str:
+    value = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value)
+    value = re.sub(r"(\\+)$", lambda m: m[1] * 2, value)
+    return f"'{value}'"
 
 
 def text(value: Any) -> str:
@@ -424,7 +488,7 @@ def text(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def _hydra(lines: list[str]) -> Config:
+def _hydra(lines: list[str], words: str) -> Config:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -437,10 +501,12 @@ def _hydra(lines: list[str]) -> Config:
             composed = hydra_compose("config", [*([f"hydra.searchpath=[{search}]"] if search else []), *lines])
             config: Any = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, AssertionError, ValueError, RecursionError) as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UsageError(
-            f"{' '.join(lines)} (command line): {said}. Check the spelling and quoting of these words"
-        ) from error
+        said = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        if said.startswith("Ambiguous value"):
+            raise UsageError(
+                f"{words} (command line): a run has one value of each key. Write a list in [brackets]"
+            ) from error
+        raise UsageError(f"{words} (command line): {said}. Check the spelling and quoting of these words") from error
     return {str(group): _without_advice(node) for group, node in config.items()}
 
 
@@ -477,7 +543,7 @@ def _check_node(key: str, node: Any) -> Any:
             continue
         if name not in options:
             raise UsageError(f"{key}.{name} (configuration): no such key.{nearest(name, options, f'{key}.')}")
-        nested = _is_part(value) or (isinstance(value, dict) and any(map(_is_part, value.values())))
+        nested = _holds_part(value)
         at = f"{key}.{name}"
         checked[name] = _check_node(at, value) if nested else _value(at, value, options[name], node["_target_"])
     return checked
@@ -485,6 +551,10 @@ def _check_node(key: str, node: Any) -> Any:
 
 def _is_part(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
+
+
+def _holds_part(value: Any) -> bool:
+    return _is_part(value) or (isinstance(value, dict) and any(map(_holds_part, value.values())))
 
 
 def _value(key: str, value: Any, option: Option, where: str) -> Any:
@@ -544,7 +614,10 @@ def part_class(node: Mapping[str, Any]) -> Any:
     """The class behind ``_target_``, imported once it is known to be allowed.  Raises ArtifactError."""
     allowed(node["_target_"])
     module, _, name = node["_target_"].rpartition(".")
-    cls = getattr(importlib.import_module(module), name, None)
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ArtifactError(f"_target_ {node['_target_']}: {error}. Check the part's YAML file") from error
     if not inspect.isclass(cls) or not (cls.__module__ == module or module.startswith("torch.optim")):
         raise ArtifactError(f"_target_ {node['_target_']}: no such class in {module}. Check the part's YAML file")
     return cls
@@ -568,21 +641,57 @@ def _factories(value: Any, context: Mapping[str, Any]) -> Any:
 def read(file: Path) -> Config:
     """A composed configuration that a run stored, checked like any other.
 
-    Raises ArtifactError where the file is missing or no configuration.
+    Raises ArtifactError where the file is missing, no configuration, or has a value that is none.
     """
+    import yaml
+
     try:
-        config = _yaml(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file}: cannot be read as a configuration ({error})".replace("\n", " ")) from error
-    if not isinstance(config, dict) or "choices" not in config:
-        raise ArtifactError(f"{file}: no configuration that moe train wrote. Give the config.yaml of a run folder")
-    return check(config)
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        written = file.read_text(encoding="utf-8")
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        for event in yaml.parse(written, Loader=loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"line {event.start_mark.line + 1} has an alias, which moe never writes")
+        config = yaml.load(written, Loader=loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        said = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ArtifactError(f"{file}: cannot be read as a configuration ({said}). {GIVE}") from error
+    if not isinstance(config, dict) or not _whole(config):
+        raise ArtifactError(f"{file}: no configuration that moe train wrote. {GIVE}")
+    try:
+        return check(config)
+    except UsageError as error:
+        raise ArtifactError(f"{file}: {error}") from error
+
+
+MOST_BYTES = 1_000_000  # of a stored configuration; ours have about 3,000
+GIVE = "Give the config.yaml of a run folder"
+
+
+def _whole(config: Config) -> bool:
+    """Whether every group has a part where it needs one, and a name for it."""
+    choices = config.get("choices")
+    if not isinstance(choices, dict) or not all(isinstance(key, str) for key in config):
+        return False
+    terms = config.get("auxiliary")
+    parts = [config.get(group) for group, option in _defaults().items() if isinstance(option, str) and group != "gate"]
+    optional = [part for part in (config.get("gate"), config.get("family")) if part is not None]
+    return isinstance(terms, dict) and all(name in config for name in _settings()) and all(
+        _is_part(part) and isinstance(part["_target_"], str) for part in [*parts, *optional, *terms.values()]
+    )
 
 
 def to_yaml(config: Config) -> str:
     import yaml
 
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    class Plain(yaml.SafeDumper):
+        """Writes what two keys share twice."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True)
 
 
 def amend(config: Config, words: Sequence[str]) -> Config:
@@ -591,26 +700,46 @@ def amend(config: Config, words: Sequence[str]) -> Config:
     A group's name replaces the whole part.  Raises UsageError for a key that it does not have.
     """
     config = check(config)
-    for word in map(Word.parse, words):
-        *path, last = word.key.split(".")
-        if word.key in registry():
-            fresh = compose([f"{word.key}={word.value}"]).config
-            config = {**config, word.key: fresh[word.key]}
-            config["choices"] = {**config["choices"], word.key: fresh["choices"][word.key]}
-            continue
-        node: Any = config
-        for step in path:
-            node = node.get(step) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
-            raise UsageError(f"{word.key} (command line): no such key.{nearest(word.key, dict(flatten(config)))}")
-        node[last] = _yaml_value(word.value)
+    parsed = [Word.parse(word) for word in words]
+    fresh = [word.key for word in parsed if word.key in registry()]
+    for group in fresh:
+        composed = compose([f"{w.key}={w.value}" for w in parsed if w.key.split(".")[0] == group]).config
+        config = {**config, group: composed[group], "choices": {**config["choices"], group: composed["choices"][group]}}
+    for word in parsed:
+        if word.key.split(".")[0] not in fresh:
+            _set(config, word)
     return check(config)
 
 
-def _yaml_value(text: str) -> Any:
-    import yaml
+def _set(config: Config, word: Word) -> None:
+    *path, last = word.key.split(".")
+    node: Any = config
+    options: Mapping[str, Option] = _settings()
+    for step in path:
+        node = node.get(step) if isinstance(node, dict) else None
+        options = part_options(node) if _is_part(node) else {}
+    if not isinstance(node, dict) or last not in node:
+        raise UsageError(f"{word.key} (command line): no such key.{nearest(word.key, dict(flatten(config)))}")
+    if _holds_part(node[last]):
+        raise UsageError(f"{word.key} (command line): a part within a part. Choose the whole: {path[0]}=...")
+    kind = options[last].type if last in options else Any
+    node[last] = _typed(word, kind)
 
-    return yaml.safe_load(text)
+
+def _typed(word: Word, kind: Any) -> Any:
+    """The value as Hydra's grammar reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    value = _quoted(word.value, kind) if _takes(kind, str) else word.value
+    try:
+        override = OverridesParser.create().parse_override(f"{word.key}={value}")
+        if override.is_sweep_override():
+            raise UsageError(f"{word.key}={word.value} (command line): a run has one value of each key")
+        return override.value()
+    except HydraException as error:
+        said = str(error).split("\n")[0]
+        raise UsageError(f"{word.key}={word.value} (command line): {said}. Check its spelling and quoting") from error
 
 
 def flatten(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -6,6 +6,7 @@ then decide who of the asked is served.  ``Usage`` counts both, and adds up over
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -147,7 +148,7 @@ class Capacity:
     }
 
     def __call__(self, plan: Dense | Sparse, tokens: Tokens, training: bool) -> Dense | Sparse:
-        factor = self.factor if training else self.eval_factor
+        factor = self.active(training)
         if factor is None:
             return plan
         plan = plan.edges()
@@ -163,17 +164,26 @@ class Capacity:
         kept = torch.zeros_like(order, dtype=torch.bool)
         return plan.keep(kept.index_put((order,), place < limit[group[order]]))
 
+    def active(self, training: bool) -> float | None:
+        """The factor in force; infinity is no limit."""
+        factor = self.factor if training else self.eval_factor
+        return None if factor is None or math.isinf(factor) else factor
+
     def _priority(self, plan: Sparse) -> Tensor:
         if self.by == "weight":
             return plan.log_weight.argsort(descending=True, stable=True)
         order = plan.token.argsort(stable=True)
         return order if self.by == "token" else order[plan.choice[order].argsort(stable=True)]
 
-    def narrow(self, claims: Claims, choices: int, training: bool) -> Claims:
-        if (self.factor if training else self.eval_factor) is None:
+    def narrow(self, claims: Claims, router: Router, training: bool) -> Claims:
+        if self.active(training) is None:
             return claims
-        causal = claims.causal and (self.by == "token" or (self.by == "position" and choices == 1))
-        return replace(claims, density=False, causal=causal, independent=False)
+        by = self.by if router.graded else "token" if self.by == "token" else "position"
+        in_order = by == "token" or (by == "position" and router.choices <= 1)  # no later token comes first
+        blind = in_order and router.choices == 0  # what is dropped does not depend on what tokens hold
+        return replace(
+            claims, density=False, causal=claims.causal and in_order, independent=claims.independent and blind
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +202,7 @@ class Mask:
         kept = torch.rand(plan.num_tokens, device=plan.token.device) >= self.p
         return plan.keep(kept[plan.token])
 
-    def narrow(self, claims: Claims, choices: int, training: bool) -> Claims:
+    def narrow(self, claims: Claims, router: Router, training: bool) -> Claims:
         return replace(claims, density=False) if training and self.p else claims
 
 
@@ -206,7 +216,7 @@ class Remove:
     def __call__(self, plan: Plan, tokens: Tokens, training: bool) -> Plan:
         return plan.without(self.expert)
 
-    def narrow(self, claims: Claims, choices: int, training: bool) -> Claims:
+    def narrow(self, claims: Claims, router: Router, training: bool) -> Claims:
         return claims
 
 
@@ -218,7 +228,8 @@ class Router(nn.Module):
     """
 
     own: Claims = Claims()
-    choices: int = 1  # ranks of choice that may compete for one expert's queue
+    choices: int = 1  # ranks of choice that compete for an expert's queue; 0 where all tokens ask all experts
+    graded: bool = True  # weights differ between tokens, so that capacity can go by them
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset({"gate", "logits"})
     reasons: dict[str, str] = {}  # noqa: RUF012  # why a claim is absent, for the sentence that refuses it
@@ -256,7 +267,7 @@ class Router(nn.Module):
         """What the built router promises in training or evaluation, its filters counted in."""
         claims = self.own
         for serve in self.filters:
-            claims = serve.narrow(claims, self.choices, training)
+            claims = serve.narrow(claims, self, training)
         return claims
 
     def why_not(self) -> dict[str, str]:

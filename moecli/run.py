@@ -109,9 +109,8 @@ def pick_device(name: str) -> torch.device:
 def _with_family(settings: Config, task: Task) -> Config:
     if settings["family"] is not None or "family" not in config.part_class(settings["model"]).needs:
         return settings
-    fresh = config.compose([f"family={task.family}"]).config
     choices = {**settings["choices"], "family": task.family}
-    return {**settings, "family": fresh["family"], "choices": choices}
+    return {**settings, "family": config.option_node("family", task.family), "choices": choices}
 
 
 def _refuse_other_inputs(settings: Config, task: Task) -> None:

@@ -8,12 +8,15 @@ from dataclasses import asdict
 from typing import Any
 
 from moecli.compatibility import small_router
-from moecli.config import compose, describe, option_help, part_class, part_options, raw_node, registry, text
+from moecli.config import describe, nearest, option_help, option_node, part_class, part_options, registry, text
+from moecli.errors import UsageError
 
 
 def part_lines(group: str, option: str) -> list[str]:
     """What ``moe show GROUP=OPTION`` prints.  Raises UsageError with the nearest name."""
-    node = _node(group, option)
+    if group not in registry():
+        raise UsageError(f"{group}={option}: no such group.{nearest(group, registry())} Choose from: {', '.join(registry())}")
+    node = option_node(group, option)
     cls = part_class(node)
     doc = inspect.cleandoc(cls.__doc__ or "")
     lines = [f" {option} · {describe(group, option)}", "", *textwrap.indent(doc, " ").split("\n"), ""]
@@ -22,15 +25,6 @@ def part_lines(group: str, option: str) -> list[str]:
     wants = sorted(getattr(cls, "needs", ()))
     lines += [f" needs     {', '.join(wants)}"] if wants else []
     return [*lines, *_options(group, option, node), f" source    {cls.__module__}"]
-
-
-def _node(group: str, option: str) -> dict[str, Any]:
-    if group not in registry() or option not in registry()[group]:
-        compose([f"{group}={option}"])  # refuses with the nearest name
-    if group == "auxiliary":
-        return compose([f"auxiliary=[{option}]"]).config["auxiliary"][option]
-    required = [f"{group}.{key}=?" for key, value in raw_node(group, option).items() if value == "???"]
-    return compose([f"{group}={option}", *required]).config[group]
 
 
 def _claims(option: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moecli.compatibility import Part, part, refusals, router_part, small_router
-from moecli.config import build, compose, part_class, registry, signature
+from moecli.config import build, option_node, part_class, raw_node, registry, signature
 
 TASKS = {
     "classes": Part("task=digits", frozenset(), frozenset({"items", "classes"})),
@@ -49,7 +49,7 @@ def _refusal(router: str, column: str) -> str | None:
     if group == "model":
         parts += setting_parts(rest)
     else:
-        parts += [part(column, build(compose([f"auxiliary=[{rest}]"]).config["auxiliary"][rest])), _any_data(router)]
+        parts += [part(column, build(option_node("auxiliary", rest))), _any_data(router)]
     found = refusals(parts)
     return found[0] if found else None
 
@@ -70,7 +70,7 @@ def setting_parts(column: str) -> list[Part]:
 
 
 def _target(group: str, option: str) -> str:
-    return compose([f"{group}={option}"]).config[group]["_target_"]
+    return raw_node(group, option)["_target_"]
 
 
 def _any_data(router: str) -> Part:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from moecli.gates.gate import Gate
 from moecli.plan import Dense as DensePlan
-from moecli.routing import Router, Routing, Tokens
+from moecli.routing import Claims, Router, Routing, Tokens
 
 
 class Dense(Router):
     """Every expert works on every token: y = sum_e softmax(gate(x))_e f_e(x)."""
 
+    own = Claims(balanced=True)
+    choices = 0
     gives = Router.gives | {"every edge"}
 
     def __init__(self, gate: Callable[[int], Gate], num_experts: int, **filters):

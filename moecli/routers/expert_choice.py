@@ -36,7 +36,9 @@ class ExpertChoice(Router):
     ):
         super().__init__()
         self.gate, self.capacity_factor, self.group = gate(num_experts), capacity_factor, group
-        if group == "position":
+        if capacity_factor >= num_experts:  # every expert takes every token: nobody competes
+            self.own = Claims(balanced=True)
+        elif group == "position":
             self.own = replace(self.own, causal=True)
 
     def route(self, tokens: Tokens) -> Routing:

@@ -15,6 +15,7 @@ class Hash(Router):
     """Expert of a token at layer l = table_l[id], drawn once from ``seed`` and the layer; no gate, no loss."""
 
     own = Claims(trains_gate=False)
+    graded = False
     needs = frozenset({"ids"})
     gives = frozenset()
     table: Tensor  # (vocab_size,) int64

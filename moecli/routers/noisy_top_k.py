@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ class NoisyTopK(Router):
                 "gate. Set router.k=2, or use router=top_k router.k=1 router.renormalize=false"
             )
         self.gate, self.noise, self.k, self.choices = gate(num_experts), gate(num_experts), k, k
+        self.own = replace(self.own, balanced=k == num_experts)
 
     def route(self, tokens: Tokens) -> NoisyRouting:
         clean = self.gate(tokens.x)  # (N, E)

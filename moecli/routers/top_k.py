@@ -34,7 +34,8 @@ class TopK(Router):
                 "the gate and it never learns. Set router.renormalize=false, or router.k=2"
             )
         self.gate, self.k, self.renormalize, self.choices = gate(num_experts), k, renormalize, k
-        self.own = replace(self.own, density=renormalize)
+        everyone = k == num_experts
+        self.own = replace(self.own, density=renormalize or everyone, balanced=everyone)
         if not renormalize:
             self.reasons = {"density": "the weights of the chosen do not sum to one (router.renormalize=false)"}
 

@@ -1,0 +1,181 @@
+"""Every router x gate x filter keeps what it claims, in both directions, and the matrix says the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moecli import config
+from moecli.analysis import matrix
+from moecli.compatibility import build_small, small_router
+from moecli.config import compose, option_node, raw_node, registry
+from moecli.errors import UsageError
+from moecli.routing import Claims, Router
+from moecli.run import assemble
+from moecli.testing import check_router, observe
+
+FILTERS = (
+    {},
+    {"capacity_factor": 0.6},
+    {"capacity_factor": 0.6, "capacity_by": "token"},
+    {"capacity_factor": 0.6, "capacity_by": "weight"},
+    {"eval_capacity_factor": 0.6},
+    {"mask": 0.4},
+)
+VARIANTS = {
+    "top_k": ({}, {"k": 1, "renormalize": False}, {"renormalize": False}),
+    "expert_choice": ({}, {"group": "position"}, {"group": "batch"}, {"capacity_factor": 9.0}),
+    "soft_slots": ({"slots": 1}, {"slots": 2, "group": "batch"}),
+}
+
+
+def built(router: str, gate: str, options: dict) -> Router:
+    torch.manual_seed(0)
+    return build_small({**option_node("router", router), **options}, option_node("gate", gate))
+
+
+def combinations() -> list[tuple[str, str, dict]]:
+    found = []
+    for router in registry()["router"]:
+        filters = FILTERS if "mask" in raw_node("router", router) else FILTERS[:1]
+        for gate in registry()["gate"] if matrix.gate_refusal(router, "linear") is None else ["linear"]:
+            found += [(router, gate, {**v, **f}) for v in VARIANTS.get(router, ({},)) for f in filters]
+    return [*found, ("top_k", "linear", {"k": 4}), ("noisy_top_k", "linear", {"k": 4})]
+
+
+def test_the_walk_finds_everything():
+    found = combinations()
+    assert {router for router, _, _ in found} == set(registry()["router"])
+    # dense 6, top_k 3 x 6, noisy 6, expert choice 4, slots 2 under five gates; hash 6 without; k = E twice
+    assert len(found) == 5 * (6 + 18 + 6 + 4 + 2) + 6 + 2
+
+
+@pytest.mark.parametrize("router", registry()["router"])
+def test_claims_hold_in_both_directions(router):
+    for name, gate, options in combinations():
+        if name == router:
+            check_router(built(name, gate, options))
+
+
+def test_the_contract_has_teeth():
+    liar = built("expert_choice", "linear", {})
+    liar.own = Claims()
+    with pytest.raises(AssertionError, match="causal"):
+        check_router(liar)
+    shy = built("top_k", "linear", {})
+    shy.own = Claims(causal=False)
+    with pytest.raises(AssertionError, match="causal"):
+        check_router(shy)
+
+
+def test_claims_table_of_the_design():
+    """Design, section 2: the sentences about claims, observed."""
+    eval_claims = {name: observe(built(name, "linear", {}), training=False) for name in registry()["router"]}
+    assert eval_claims["top_k"].independent and eval_claims["hash"].independent
+    assert not eval_claims["expert_choice"].causal and not eval_claims["soft_slots"].causal
+    by_position = {k: built("top_k", "linear", {"k": k, "renormalize": False, "capacity_factor": 0.6}) for k in (1, 2)}
+    assert by_position[1].claims(False).causal and not by_position[2].claims(False).causal
+    grouped = built("expert_choice", "linear", {"group": "position"})
+    assert observe(grouped, False).causal and not observe(grouped, False).independent
+
+
+def test_a_router_of_a_plugin_is_covered(tmp_path, monkeypatch):
+    """One Python and one YAML file, under 30 lines together: listed, trained, and held to its claims."""
+    write_plugin(tmp_path)
+    lines = sum(len(file.read_text().splitlines()) for file in tmp_path.rglob("*.*") if file.is_file())
+    assert lines < 30
+    monkeypatch.setattr(config, "_plugins", [])
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    config.use_plugins([tmp_path])
+    try:
+        assert "first_k" in registry()["router"] and config.describe("router", "first_k").startswith("Always")
+        assert ("first_k", "linear", {}) in combinations()
+        check_router(small_router("first_k"))
+        assert any(cell.router == "first_k" for cell in matrix.cells())
+        parts = assemble(compose(["task=spirals", "router=first_k", "router.k=2", "trainer.steps=2"]))
+        assert parts.size.rows == {"layer0": 2.0}
+    finally:
+        monkeypatch.undo()
+        config.use_plugins([])
+
+
+def write_plugin(folder: Path) -> None:
+    (folder / "conf" / "router").mkdir(parents=True)
+    (folder / "conf/router/first_k.yaml").write_text(
+        "# Always the first k experts\n_target_: first_k.FirstK\nk: 1  # how many\ndefaults:\n  - _filters\n"
+        "recommends:\n  auxiliary: [switch_balance]\n"
+    )
+    (folder / "first_k.py").write_text(
+        "from moecli.plan import Sparse\n"
+        "from moecli.routing import Router, Routing\n\n\n"
+        "class FirstK(Router):\n"
+        '    """The first k experts, weighted by the gate."""\n\n'
+        "    choices = 0\n\n"
+        "    def __init__(self, gate, num_experts, k=1, **filters):\n"
+        "        super().__init__(**filters)\n"
+        "        self.gate, self.k = gate(num_experts), k\n"
+        "        self.own = self.own.__class__(density=k == num_experts)\n\n"
+        "    def route(self, tokens):\n"
+        "        log_probs = self.gate(tokens.x).log_softmax(-1)\n"
+        "        expert = log_probs.argsort(stable=True).sort().values[:, : self.k]\n"
+        "        chosen = Sparse.from_choices(expert, log_probs[:, : self.k], log_probs.shape[-1])\n"
+        "        return Routing(chosen, log_probs.exp(), log_probs)\n"
+    )
+
+
+# -- the matrix, against real assembly -----------------------------------------------------------
+
+SETTINGS = {
+    "model=layer (classes)": ["task=spirals", "model=layer"],
+    "model=layer (real)": ["task=regions", "model=layer"],
+    "model=density (classes)": ["task=spirals", "model=density"],
+    "model=density (real)": ["task=regions", "model=density"],
+    "model=transformer (text)": ["task=text", "model=transformer", "model.dim=8", "model.depth=2", "task.context=8"],
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "a.txt"
+    file.write_text("the cat sat on the mat and saw the rat; " * 60)
+    return file
+
+
+@pytest.mark.parametrize("router", registry()["router"])
+def test_the_matrix_agrees_with_assembly(router, text):
+    """Every cell: what it lets through assembles and takes a step, what it refuses refuses in that sentence."""
+    cells = {cell.column: cell.refusal for cell in matrix.cells() if cell.router == router}
+    assert set(SETTINGS) | {f"gate={g}" for g in registry()["gate"]} | {
+        f"auxiliary={t}" for t in registry()["auxiliary"]
+    } == set(cells)
+    fitting = next(column for column in SETTINGS if cells[column] is None)
+    for column, refusal in cells.items():
+        group, _, option = column.partition("=")
+        extra = {"model": [], "gate": [column], "auxiliary": [f"auxiliary=[{option}]"]}[group]
+        words = [*SETTINGS.get(column, SETTINGS[fitting]), f"router={router}", *extra]
+        words += [f"task.path={text}"] if "task=text" in words else []
+        outcome = attempt(words)
+        assert (outcome is None) == (refusal is None), f"{words}: matrix {refusal!r}, assembly {outcome!r}"
+
+
+def attempt(words: list[str]) -> str | None:
+    """None where the combination takes a training step, else its one sentence."""
+    try:
+        parts = assemble(compose(words))
+    except UsageError as error:
+        assert ": " in str(error) and ". " in str(error) and "\n" not in str(error), error
+        return str(error)
+    batch = parts.task.train_batch(0, 16, 0)
+    losses = parts.objective(parts.model(batch.x), batch.target)
+    losses["total"].backward()
+    assert losses["total"].isfinite()
+    return None
+
+
+def test_unused_parts_are_refused():
+    with pytest.raises(UsageError, match="router=hash has no gate"):
+        assemble(compose(["task=stdlib_text", "router=hash", "gate=tree"]))
+    with pytest.raises(UsageError, match="model=layer has no family"):
+        assemble(compose(["task=spirals", "family=gaussian"]))
