@@ -25,6 +25,10 @@ REMEDIES = {
     "gate loss": "Give it one: auxiliary=[switch_balance], or use router={options}",
     "classes": "Use family=gaussian",
     "real": "Use family=categorical",
+    "every edge": "Use router=dense with model=density, or trainer=gradient",
+    "gate fit": "Use gate=linear, or trainer=gradient",
+    "expert fit": "Use expert=linear, or trainer=gradient",
+    "family fit": "Use model=density family=gaussian, or trainer=gradient",
 }
 MEANING = {
     "ids": "it needs token ids, and there are none",
@@ -38,6 +42,10 @@ MEANING = {
     "gate loss": "no loss reaches its gate, so it would never learn",
     "classes": "it needs classes for targets, and they are real numbers",
     "real": "it needs real targets, and they are classes",
+    "every edge": "its E-step needs every expert's likelihood of every row",
+    "gate fit": "its M-step fits the gate to responsibilities, and this gate cannot be",
+    "expert fit": "its M-step fits the experts by weighted least squares, and these cannot be",
+    "family fit": "its M-step fits the family's own parameters, and none can be",
 }
 
 

@@ -88,7 +88,7 @@ def describe(group: str, option: str) -> str:
 def option_help(group: str, option: str) -> dict[str, str]:
     """{key: the comment behind it}, also of the shared pieces that the file takes in."""
     text = _find(group, option).read_text()
-    for piece in re.findall(r"^  - (_\w+)$", text, re.MULTILINE):
+    for piece in re.findall(r"^  - (?!_self_$)(_\w+)$", text, re.MULTILINE):
         text += (conf_root() / group / f"{piece}.yaml").read_text()
     return dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", text, re.MULTILINE))
 
@@ -263,9 +263,21 @@ def compose(words: Sequence[str]) -> Composed:
     lines += [_line(Word(key, text(experiment[key])), nested, known) for key in _settings() if key in experiment]
     lines += [_line(word, nested, known) for word in user]
     config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
+    for key in set(experiment) - {*known, *registry()}:
+        if key.split(".")[0] in taken:  # the user chose another part than the experiment, which has no such option
+            _drop(config, key)
     config["model"]["layers"] = _whole_layers(config)
     config["choices"] = {group: option for group, option in chosen.items() if group != "experiment"}
     return Composed(check(config), frozenset(word.key.split(".")[0] for word in user))
+
+
+def _drop(config: Config, key: str) -> None:
+    *path, last = key.split(".")
+    node: Any = config
+    for step in path:
+        node = node.get(step) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(last, None)
 
 
 def _whole_layers(config: Config) -> Config:
@@ -383,9 +395,7 @@ def _with_nested(key: str, group: str, option: str, picked: Mapping[str, str]) -
         if inner not in registry()[inner_group]:
             hint = nearest(inner, registry()[inner_group], f"{key}.{place}=")
             names = ", ".join(registry()[inner_group])
-            raise UsageError(
-                f"{key}.{place}={inner} (command line): no such {inner_group}.{hint} Choose from: {names}"
-            )
+            raise UsageError(f"{key}.{place}={inner} (command line): no such {inner_group}.{hint} Choose from: {names}")
         yield from _with_nested(f"{key}.{place}", inner_group, inner, picked)
 
 
@@ -597,12 +607,13 @@ def allowed(target: str) -> None:
 def build(node: Mapping[str, Any], **context: Any) -> Any:
     """The part that ``node`` describes; ``context`` fills the constructor arguments that it asks for.
 
-    A part within the part arrives as a factory of its number of experts, so that no two share weights.
+    A part within the part arrives as a factory of its number of experts, so that no two share weights;
+    only a model's ``layers`` stay as they are, for it to build each layer from its own copy.
     Raises UsageError where the constructor refuses its options.
     """
     cls = part_class(node)
     wanted = context if node["_target_"].startswith("torch.") else signature(node["_target_"])
-    given = {key: _factories(value, context) for key, value in node.items() if key != "_target_"}
+    given = {k: v if k == "layers" else _factories(v, context) for k, v in node.items() if k != "_target_"}
     filled = {key: value for key, value in context.items() if key in wanted and key not in given}
     try:
         return cls(**filled, **given)
@@ -677,8 +688,10 @@ def _whole(config: Config) -> bool:
     terms = config.get("auxiliary")
     parts = [config.get(group) for group, option in _defaults().items() if isinstance(option, str) and group != "gate"]
     optional = [part for part in (config.get("gate"), config.get("family")) if part is not None]
-    return isinstance(terms, dict) and all(name in config for name in _settings()) and all(
-        _is_part(part) and isinstance(part["_target_"], str) for part in [*parts, *optional, *terms.values()]
+    return (
+        isinstance(terms, dict)
+        and all(name in config for name in _settings())
+        and all(_is_part(part) and isinstance(part["_target_"], str) for part in [*parts, *optional, *terms.values()])
     )
 
 

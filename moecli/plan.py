@@ -201,9 +201,8 @@ class Sparse:
     def without(self, expert: int) -> Sparse:
         """Take one expert out; what is left of a token's weights keeps their sum."""
         part = self.keep(self.expert != expert)
-        before, after = (p.weights.sum(-1) for p in (self, part))  # (N,)
-        rescale = (before / after).log()[part.token]  # a token with nothing left has no edge to rescale
-        return replace(part, log_weight=part.log_weight + rescale)
+        before, after = (p.log_mix(torch.zeros_like(p.log_weight)) for p in (self, part))  # (N,), no underflow
+        return replace(part, log_weight=part.log_weight + (before - after)[part.token])
 
 
 @dataclass(frozen=True)

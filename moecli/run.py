@@ -142,13 +142,17 @@ def check_fit(settings: Config, task: Task, model: Model, terms: dict[str, Any])
     fixed = [
         compatibility.Part(f"task={choices['task']}", frozenset(task.needs) - leaks, frozenset(task.gives)),
         compatibility.part(f"model={choices['model']}", model),
+        compatibility.part(f"trainer={choices['trainer']}", config.part_class(settings["trainer"])),
         *(compatibility.part(f"auxiliary={name}", term) for name, term in terms.items() if not model.is_twin),
     ]
     for name, layer in model.mixtures.items():
         label = f"router={choices['router']}" if name not in model.overrides else f"router of {name}"
-        family = [compatibility.part(f"family={choices['family']}", layer.family)] if hasattr(layer, "family") else []
+        parts = [compatibility.part(f"family={choices['family']}", layer.family)] if hasattr(layer, "family") else []
+        gate = getattr(layer.router, "gate", None)
+        parts += [compatibility.part(f"gate={choices['gate']}", gate)] if gate is not None else []
+        parts += [compatibility.part(f"expert={choices['expert']}", layer.experts)]
         router = compatibility.router_part(label, layer.router)
-        compatibility.refuse([*fixed, router, *family])
+        compatibility.refuse([*fixed, router, *parts])
         if "causal" in task.needs and not layer.router.claims(training=True).causal:
             warnings.append(f"{name}: {label} lets a token see the future in training (not in evaluation)")
     return warnings

@@ -93,12 +93,38 @@ class Gradient:
         return loop.best
 
 
-class _Loop:
+class Judge:
+    """Evaluates on the validation split, saves, and remembers which step was best."""
+
+    def __init__(self, job: Job):
+        self.job, self.best, self.since_best = job, Best(), 0
+
+    def evaluate(self, step: int) -> None:
+        job, kind = self.job, self.job.task.kind
+        found = evaluate(job.model, job.task, "valid", job.device, trace=True)
+        for name, parts in found.tokens.items():
+            job.record.trace.tokens(step, "valid", name, parts)
+        value = found.metrics[kind.headline]
+        better = self.best.improves(value, kind.higher_is_better)
+        self.since_best = 0 if better and value != self.best.value else self.since_best + 1
+        self.best = Best(step, value) if better else self.best
+        chance = job.task.chance("valid").get(kind.headline, math.nan)
+        note = f"valid {kind.headline} {value:.3f} (chance {chance:.3f}, best {self.best.value:.3f})"
+        job.record.evaluated(step, "valid", found.metrics, note)
+        self.save(step)
+
+    def save(self, step: int, **more: dict[str, Tensor]) -> None:
+        tensors = {"model": self.job.model.state_dict(), **more}
+        checkpoint.save(self.job.record.folder, step, tensors, {"best_step": self.best.step})
+        checkpoint.prune(self.job.record.folder, self.best.step)
+
+
+class _Loop(Judge):
     """The state of one training."""
 
     def __init__(self, plan: Gradient, job: Job):
-        self.plan, self.job = plan, job
-        self.best, self.since_best, self.health = Best(), 0, Health()
+        super().__init__(job)
+        self.plan, self.health = plan, Health()
         self.optimizer = job.optimizer(job.model.parameters())
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
@@ -152,24 +178,8 @@ class _Loop:
         if step % self.note_every == 0:
             self.job.record.step(step, {n: v.item() for n, v in values.items()}, usages)
 
-    def evaluate(self, step: int) -> None:
-        job, kind = self.job, self.job.task.kind
-        found = evaluate(job.model, job.task, "valid", job.device, trace=True)
-        for name, parts in found.tokens.items():
-            job.record.trace.tokens(step, "valid", name, parts)
-        value = found.metrics[kind.headline]
-        better = self.best.improves(value, kind.higher_is_better)
-        self.since_best = 0 if better and value != self.best.value else self.since_best + 1
-        self.best = Best(step, value) if better else self.best
-        chance = job.task.chance("valid").get(kind.headline, math.nan)
-        note = f"valid {kind.headline} {value:.3f} (chance {chance:.3f}, best {self.best.value:.3f})"
-        job.record.evaluated(step, "valid", found.metrics, note)
-        self.save(step)
-
-    def save(self, step: int) -> None:
-        tensors = {"model": self.job.model.state_dict(), "optimizer": checkpoint.optimizer_tensors(self.optimizer)}
-        checkpoint.save(self.job.record.folder, step, tensors, {"best_step": self.best.step})
-        checkpoint.prune(self.job.record.folder, self.best.step)
+    def save(self, step: int, **more: dict[str, Tensor]) -> None:
+        super().save(step, optimizer=checkpoint.optimizer_tensors(self.optimizer))
 
 
 def _starts(phases: list[dict[str, Any]], steps: int) -> dict[int, list[str]]:
