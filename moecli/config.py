@@ -81,15 +81,15 @@ def registry() -> dict[str, dict[str, Path]]:
 
 def describe(group: str, option: str) -> str:
     """The first comment line of an option's file that is not for Hydra."""
-    lines = _find(group, option).read_text().splitlines()
+    lines = _find(group, option).read_text(encoding="utf-8").splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
 def option_help(group: str, option: str) -> dict[str, str]:
     """{key: the comment behind it}, also of the shared pieces that the file takes in."""
-    text = _find(group, option).read_text()
+    text = _find(group, option).read_text(encoding="utf-8")
     for piece in re.findall(r"^  - (?!_self_$)(_\w+)$", text, re.MULTILINE):
-        text += (conf_root() / group / f"{piece}.yaml").read_text()
+        text += (conf_root() / group / f"{piece}.yaml").read_text(encoding="utf-8")
     return dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", text, re.MULTILINE))
 
 
@@ -152,7 +152,7 @@ def _class(module: str, name: str) -> tuple[ast.Module, ast.ClassDef]:
         spec = None
     if spec is None or spec.origin is None:
         raise UsageError(f"_target_ {module}.{name}: no such module. Check the _target_ of the part's YAML file")
-    tree = ast.parse(Path(spec.origin).read_text())
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return tree, node
@@ -259,8 +259,6 @@ def compose(words: Sequence[str]) -> Composed:
         _check_key(word.key, {**known, **nested}, chosen)
     fitting = {k: v for k, v in advice.items() if k in registry() or k in known}  # for the parts that were chosen
     lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
-    # config.yaml's own keys come after what an experiment says, so say it once more
-    lines += [_line(Word(key, text(experiment[key])), nested, known) for key in _settings() if key in experiment]
     lines += [_line(word, nested, known) for word in user]
     config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
     for key in set(experiment) - {*known, *registry()}:
@@ -346,7 +344,7 @@ def _one(option: Any, group: str) -> str:
 def _yaml(file: Path) -> Any:
     import yaml
 
-    return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    return yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def raw_node(group: str, option: str) -> Config:
@@ -593,8 +591,8 @@ def allowed(target: str) -> None:
     if target.startswith((*PART_PACKAGES, "torch.optim.")):
         return
     top = target.split(".")[0]
-    homes = [root.parent for root in plugin_roots()]
-    if any((home / f"{top}.py").is_file() or (home / top).is_dir() or home.name == top for home in homes):
+    installed = {point.value.split(".")[0] for point in entry_points(group="moecli.plugins")}
+    if top in installed or any((home / f"{top}.py").is_file() or (home / top).is_dir() for home in _plugins):
         return
     raise ArtifactError(
         f"_target_ {target}: not a part of moecli or of a plugin. If it is a plugin's, name it with --plugin"

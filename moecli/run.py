@@ -218,7 +218,7 @@ def _fit(built: Built, folder: Path, place: Place) -> dict[str, Any]:
     try:
         for text in built.warnings:
             record.warn(text)
-        best = build(built.config["trainer"]).fit(_job(built, record))
+        best = build(built.config["trainer"]).fit(job(built, record))
     finally:
         record.close()
     tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{best.step:08d}")
@@ -228,7 +228,7 @@ def _fit(built: Built, folder: Path, place: Place) -> dict[str, Any]:
     return {"best_step": best.step, "warnings": record.progress.warnings}
 
 
-def _job(built: Built, record: Recorder) -> Job:
+def job(built: Built, record: Recorder) -> Job:
     settings = built.config
     if settings["init"]:
         source = load(settings["init"])

@@ -135,6 +135,21 @@ def test_the_objective_reports_terms_unweighted_and_averages_over_layers():
     assert losses["total"].item() == pytest.approx(0.5 + 0.1 * 2.5, abs=1e-6)
 
 
+def test_a_term_sees_the_loss_of_each_token_s_example():
+    """Two sequences of three tokens: patches of one image share its loss."""
+
+    class Spy(ZLoss):
+        def value(self, routing, example_loss):
+            self.seen = example_loss
+            return example_loss.sum()
+
+    spy = Spy()
+    routing = routed(torch.randn(6, 3), example=torch.tensor([0, 0, 0, 1, 1, 1]))
+    output = Output(torch.zeros(2, 1), {"a": routing})
+    Objective(NegativeLogLikelihood(), {"spy": spy})(output, torch.tensor([[1.0], [2.0]]))
+    assert spy.seen.tolist() == [0.5] * 3 + [2.0] * 3
+
+
 def test_nll_per_example():
     nll = NegativeLogLikelihood()
     logits, target = torch.randn(3, 5, 4), torch.randint(4, (3, 5))

@@ -46,4 +46,6 @@ def _options(group: str, option: str, node: dict[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     """A nested part by the name of its module, anything else as a user would type it."""
-    return value["_target_"].rsplit(".", 2)[1] if isinstance(value, dict) and "_target_" in value else text(value)
+    if not isinstance(value, dict):
+        return text(value)
+    return value["_target_"].rsplit(".", 2)[1] if "_target_" in value else ", ".join(value) or "{}"

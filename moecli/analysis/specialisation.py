@@ -42,6 +42,8 @@ def by_label(share: Floats, label: Ints, num_labels: int) -> Floats:
 
 def nmi(a: Ints, b: Ints) -> float:
     """Mutual information over the mean of the two entropies: 0 when unrelated, 1 when the same partition."""
+    if not len(a):
+        return 0.0
     table = np.zeros((int(a.max()) + 1, int(b.max()) + 1))
     np.add.at(table, (a, b), 1.0)
     joint = table / table.sum()

@@ -6,7 +6,10 @@ code; ``MOE_DEBUG=1`` prints the traceback too.
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
+import json
 import os
 import sys
 import traceback
@@ -45,6 +48,10 @@ def version(version: bool = typer.Option(False, "--version", help="Print the ver
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    codecs.register_error("moe", _as_json)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="moe")
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
@@ -56,6 +63,12 @@ def main() -> NoReturn:
     except Exception as error:
         code = _explain(error)
     sys.exit(code)
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal of another encoding cannot show is written as in JSON, so that JSON stays valid."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _explain(error: Exception) -> int:
@@ -80,6 +93,7 @@ def _environment(error: OSError) -> MoeError:
 
 
 def _say(text: str, code: int) -> int:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    print(f"moe: error: {line}", file=sys.stderr)
+    from moecli.report.terminal import visible
+
+    print(f"moe: error: {visible(' '.join(text.split()))}", file=sys.stderr)
     return code

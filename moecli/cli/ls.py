@@ -51,7 +51,7 @@ def _groups(group: str | None) -> None:
 def _runs(root: Path | None) -> None:
     from moecli.record.folder import runs_root
     from moecli.report.compare import read_runs
-    from moecli.report.terminal import columns
+    from moecli.report.terminal import columns, visible
 
     records, broken = read_runs([runs_root(root)])
     rows = [["run", "status", "task", "router", "seed", "quality"]]
@@ -63,7 +63,7 @@ def _runs(root: Path | None) -> None:
         )
     _print(columns(rows, left=range(6)) if records else [f"no runs in {runs_root(root)}. Make one: moe train"])
     for reason in broken:
-        print(f"left out: {reason}")
+        print(visible(f"left out: {reason}"))
 
 
 def _print(lines: list[str]) -> None:

@@ -49,11 +49,16 @@ def _run(path: Path) -> None:
 
 def _task(words: list[str]) -> None:
     from moecli.analysis.explain import part_lines
-    from moecli.config import compose
+    from moecli.config import compose, raw_node
     from moecli.run import build_task
 
     for line in part_lines("task", words[0].partition("=")[2]):
         print(line)
-    composed = compose(words)
-    for fact in build_task(composed).facts():
-        print(f" {fact.name:16s} {fact.value}")
+    missing = [key for key, value in raw_node("task", words[0].partition("=")[2]).items() if value == "???"]
+    if missing and len(words) == 1:
+        needed = " ".join(f"task.{key}={key.upper()}" for key in missing)
+        print(f"\n give its data to see what will be done with it: moe show {words[0]} {needed}")
+        return
+    print()
+    for fact in build_task(compose(words)).facts():
+        print(f" {fact.name}: {fact.value}")

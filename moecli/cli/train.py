@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,7 @@ def train(
     from moecli.report import terminal
 
     built = engine.assemble(composed)
-    place = engine.Place(runs, name, quiet or json, " ".join(["moe", *sys.argv[1:]]))
+    place = engine.Place(runs, name, quiet or json, shlex.join(["moe", *sys.argv[1:]]))
     if dry_run:
         show_lines(engine.dry_run(built))
         return
@@ -60,8 +61,10 @@ def _composed(words: list[str], file: Path | None):  # a Composed, imported late
 
 
 def show_lines(lines: list[str]) -> None:
+    from moecli.report.terminal import visible
+
     for line in lines:
-        print(line)
+        print(visible(line))
 
 
 def show_run(run) -> None:  # a record.folder.Run, imported late

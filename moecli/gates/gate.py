@@ -46,7 +46,7 @@ class Gate(nn.Module):
             return value
 
         with torch.enable_grad():
-            start = float(optimizer.step(closure).detach())  # type: ignore[arg-type]
+            start = float(optimizer.step(closure).detach())
         with torch.no_grad():
             if not float(loss()) <= start:
                 for p, old in zip(params, before, strict=True):

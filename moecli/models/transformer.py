@@ -32,7 +32,7 @@ class Transformer(Model):
         dim: PositiveInt = 128,
         depth: PositiveInt = 4,
         heads: PositiveInt = 4,
-        every: PositiveInt = 1,
+        every: PositiveInt = 2,
         dropout: Probability = 0.0,
         shared: NonNegativeInt = 0,
         **options: Any,

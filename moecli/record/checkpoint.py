@@ -76,15 +76,18 @@ def prune(folder: Path, best: int | None) -> None:
 
 def steps(folder: Path) -> list[int]:
     """The steps at which a checkpoint was completed, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def verify(checkpoint: Path) -> dict[str, bytes]:
     """Every file's bytes, equal to the manifest.  Raises ArtifactError naming the file that is not."""
     try:
         manifest = json.loads((checkpoint / "MANIFEST.json").read_bytes())
+        if not isinstance(manifest, dict) or "state.json" not in manifest or any("/" in name for name in manifest):
+            raise ValueError("its MANIFEST.json is none of ours")
         contents = {name: (checkpoint / name).read_bytes() for name in manifest}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{checkpoint}: not a whole checkpoint ({error}). Use another one of the run") from error
     for name, data in contents.items():
         if _entry(data) != manifest[name]:

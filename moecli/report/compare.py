@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moecli.errors import MoeError, UsageError
 from moecli.record.folder import Run, find_runs, finite, runs_root
-from moecli.report.terminal import interval
+from moecli.report.terminal import interval, visible
 
 if TYPE_CHECKING:
     import pandas
@@ -154,7 +154,7 @@ def table(comparison: Comparison) -> list[list[str]]:
     head = [comparison.by, "n", *(f"FLOP/{comparison.unit}" if c == "FLOP" else c for c in comparison.columns)]
     lines = [
         [
-            row.name + (" (saw the future)" if row.leak else ""),
+            visible(row.name) + (" (saw the future)" if row.leak else ""),
             str(row.count),
             *(cell(c, *row.cells[c]) for c in comparison.columns),
         ]
@@ -187,7 +187,7 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     head, *lines = [
-        ["".join(f"\\{c}" if c in r"\|*_`<>[]" else c for c in t) for t in line] for line in table(comparison)
+        ["".join(f"\\{c}" if c in r"\|*_`<>[]&~" else c for c in t) for t in line] for line in table(comparison)
     ]
     rule = ["---" if column < 1 else "---:" for column in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])

@@ -14,6 +14,11 @@ from moecli.record.folder import Run
 MOST_ROWS = 32  # of the table of experts; summary.json has all
 
 
+def visible(text: str) -> str:
+    """The same text with control characters written out, so that no name moves the cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def count(number: float) -> str:
     """133,770 -> 134k."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -34,7 +39,7 @@ def header(info: dict[str, Any]) -> list[str]:
     experts = ", ".join(dict.fromkeys(f"{layer['experts']} × {config['expert']}" for layer in info["layers"].values()))
     router = "dense twin" if info["twin"] else config["router"]
     k = f" (k={config['router.k']})" if "router.k" in config and not info["twin"] else ""
-    threads = f", {info['threads']} threads" if info["device"] == "cpu" else ""
+    threads = f", {info['threads']} thread{'s' if info['threads'] > 1 else ''}" if info["device"] == "cpu" else ""
     twin = "" if info["twin"] else " · dense twin: model.twin=true"
     return [
         f" {config['task']} · {router}{k} · {experts} · {config['model']}      {info['device'].upper()}{threads}",
@@ -82,6 +87,7 @@ def _expert(row: dict[str, Any], info: dict[str, Any]) -> list[str]:
 
 def columns(rows: list[list[str]], left: Sequence[int]) -> list[str]:
     """Rows of text under each other: the columns ``left`` aligned left, the others right."""
+    rows = [[visible(text) for text in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         " "

@@ -28,7 +28,7 @@ class SoftSlots(Router):
         self,
         gate: Callable[[int], Gate],
         num_experts: int,
-        slots: PositiveInt = 1,
+        slots: PositiveInt = 16,
         group: Literal["auto", "position", "batch"] = "auto",
     ):
         super().__init__()

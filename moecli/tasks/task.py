@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,6 +139,13 @@ class InMemory(Task):
         self.gives = InMemory.gives | kind.gives
         tensors = [t for s in splits.values() for t in (s.x, s.target, *s.labels.values())]
         self.fingerprint = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+    def train_batch(self, step: int, size: int, seed: int) -> Batch:
+        return self.all_rows if size >= self.sizes["train"] else super().train_batch(step, size, seed)
+
+    @cached_property
+    def all_rows(self) -> Batch:
+        return self.batch("train", torch.arange(self.sizes["train"]))
 
     def batch(self, split: str, index: Tensor) -> Batch:
         part = self.splits[split]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Em:
     def fit(self, job: Job) -> Best:
         """Fit ``job.model`` in place.  Raises NumericalFailure where the likelihood is not finite."""
         layer: MixtureDensity = job.model.mixtures["layer0"]  # type: ignore[assignment]  # needs: family
-        data = job.task.batch("train", torch.arange(job.task.sizes["train"])).to(job.device)
+        data = job.task.train_batch(0, job.task.sizes["train"], job.seed).to(job.device)
         judge, before = Judge(job), float("inf")
         job.record.begin(self.steps)
         for step in range(self.steps):
@@ -69,5 +69,6 @@ def em_step(layer: MixtureDensity, x: Tensor, y: Tensor) -> Step:
     groups = mixture.routing.plan.groups
     loc = expert_table(layer.experts(mixture.routing.plan.dispatch(x), groups), len(x))
     layer.family.fit(loc, y, resp)
-    layer.router.gate.fit(x, resp)  # type: ignore[union-attr, operator]
+    gate: Any = layer.router.gate
+    gate.fit(x, resp)
     return Step(-log_prob.mean().item(), -(log_prob + mixture.log_marginal).mean().item(), mixture)

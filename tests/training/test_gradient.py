@@ -14,7 +14,14 @@ from moecli.errors import NumericalFailure, UsageError
 from moecli.record import checkpoint
 from moecli.training.gradient import Best, _starts
 
-TINY = ["task=spirals", "task.rows=200", "trainer.steps=20", "trainer.batch_size=32", "num_experts=4", "expert.hidden=8"]
+TINY = [
+    "task=spirals",
+    "task.rows=200",
+    "trainer.steps=20",
+    "trainer.batch_size=32",
+    "num_experts=4",
+    "expert.hidden=8",
+]
 
 
 def weights(run) -> dict:
@@ -78,7 +85,9 @@ def test_init_begins_from_a_run(first, tmp_path):
 def test_phases_train_what_they_name(tmp_path):
     phases = "trainer.phases=[{steps: 10, train: ['*gate*']}, {steps: 10, train: ['*experts*']}]"
     run = moecli.train(*TINY, "trainer.checkpoint_every=10", phases, "trainer.eval_every=10", runs=tmp_path)
-    start = moecli.train(*TINY[:2], "trainer.steps=1", *TINY[3:], "optimizer.lr=1e-12", "optimizer.weight_decay=0", runs=tmp_path)
+    start = moecli.train(
+        *TINY[:2], "trainer.steps=1", *TINY[3:], "optimizer.lr=1e-12", "optimizer.weight_decay=0", runs=tmp_path
+    )
     tensors, _ = checkpoint.load(run.path / "checkpoints" / "step-00000010")
     initial, final = weights(start), weights(run)
     for name, middle in tensors["model"].items():
@@ -95,7 +104,9 @@ def test_phases_of_another_shape_are_refused():
 
 
 def test_early_stopping(tmp_path):
-    run = moecli.train(*TINY, "trainer.steps=400", "trainer.eval_every=1", "trainer.patience=3", "optimizer.lr=1e-12", runs=tmp_path)
+    run = moecli.train(
+        *TINY, "trainer.steps=400", "trainer.eval_every=1", "trainer.patience=3", "optimizer.lr=1e-12", runs=tmp_path
+    )
     assert checkpoint.steps(run.path)[-1] == 4
 
 
@@ -137,7 +148,9 @@ def test_bfloat16_autocast_trains(tmp_path):
     assert run.info["status"] == "finished" and run.summary["metrics"]["test/nll"] > 0
 
 
-@pytest.mark.parametrize("words", [["optimizer=sgd"], ["schedule=constant"], ["trainer.batch_size=100000"], ["trainer.clip=null"]])
+@pytest.mark.parametrize(
+    "words", [["optimizer=sgd"], ["schedule=constant"], ["trainer.batch_size=100000"], ["trainer.clip=null"]]
+)
 def test_other_optimizers_and_schedules(words, tmp_path):
     assert moecli.train(*TINY, *words, runs=tmp_path).info["status"] == "finished"
 
