@@ -6,6 +6,7 @@ Eight linear experts under a dense linear gate, 1,000 rows of two features, full
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from interleave import medians
 from moecli.config import build, compose
 from moecli.record.recorder import Recorder
 from moecli.record.view import view
-from moecli.run import assemble, job
+from moecli.run import Built, assemble, job
 
 STEPS = 2_000
 WORDS = [
@@ -23,17 +24,15 @@ WORDS = [
 ]  # fmt: skip
 
 
-def through_the_trainer() -> None:
+def through_the_trainer(built: Built) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        built = assemble(compose(WORDS))
         record = Recorder(Path(folder), view(Path(folder) / "log.txt", quiet=True))
         build(built.config["trainer"]).fit(job(built, record))
         record.close()
 
 
-def bare() -> None:
+def bare(built: Built) -> None:
     """No clipping, no schedule, no evaluation, no record."""
-    built = assemble(compose(WORDS))
     optimizer = build(built.config["optimizer"], params=built.model.parameters())
     batch = built.task.train_batch(0, 1_000_000, 0)
     for _ in range(STEPS):
@@ -44,8 +43,9 @@ def bare() -> None:
 
 
 if __name__ == "__main__":
-    print(f"{torch.get_num_threads()} threads, {assemble(compose(WORDS)).task.sizes['train']} rows")
-    seconds = medians({"trainer": through_the_trainer, "bare loop": bare}, repeats=5)
+    built = assemble(compose(WORDS))
+    print(f"{torch.get_num_threads()} threads, {built.task.sizes['train']} rows")
+    seconds = medians({"trainer": partial(through_the_trainer, built), "bare loop": partial(bare, built)}, repeats=5)
     for name, value in seconds.items():
         print(f"{name:10s} {STEPS / value:6.0f} steps/s")
     print(f"lost to bookkeeping: {1 - seconds['bare loop'] / seconds['trainer']:.0%}")

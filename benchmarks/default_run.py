@@ -18,5 +18,7 @@ if __name__ == "__main__":
             done = subprocess.run([sys.executable, *words], capture_output=True, check=True, text=True)
             seconds.append(time.perf_counter() - started)
             accuracy.append(json.loads(done.stdout)["metrics"]["test/accuracy"])
-    print(f"test accuracy: mean {statistics.mean(accuracy):.4f}, worst {min(accuracy):.4f}, each {[round(a, 4) for a in accuracy]}")
+    print(
+        f"test accuracy: mean {statistics.mean(accuracy):.4f}, worst {min(accuracy):.4f}, each {[round(a, 4) for a in accuracy]}"
+    )
     print(f"prompt to prompt: median {statistics.median(seconds):.1f} s, slowest {max(seconds):.1f} s")

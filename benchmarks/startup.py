@@ -17,6 +17,8 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    runs = {name: partial(subprocess.run, [sys.executable, *words], capture_output=True) for name, words in COMMANDS.items()}
+    runs = {
+        name: partial(subprocess.run, [sys.executable, *words], capture_output=True) for name, words in COMMANDS.items()
+    }
     for name, seconds in medians(runs, repeats=9).items():
         print(f"{name:45s} {seconds:.3f} s")

@@ -43,6 +43,12 @@ class ConflictError(MoeError):
     code = 7
 
 
+class Interrupted(MoeError):
+    """Ctrl-C; what was saved stays."""
+
+    code = 130
+
+
 class PartialSuccess(MoeError):
     """The answer was given, but some of what was asked for could not be read."""
 

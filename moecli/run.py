@@ -18,7 +18,7 @@ import torch
 from moecli import __version__, compatibility, config
 from moecli.analysis import specialisation
 from moecli.config import Composed, Config, build
-from moecli.errors import ArtifactError, EnvironmentFailure, UsageError
+from moecli.errors import ArtifactError, EnvironmentFailure, Interrupted, UsageError
 from moecli.losses.objective import Objective
 from moecli.mixture import Mixture
 from moecli.models.model import Model
@@ -198,9 +198,9 @@ def train_built(built: Built, place: Place) -> Run:
     try:
         info |= _fit(built, folder, place)
         info["status"] = "finished"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         info["status"] = "interrupted"
-        raise
+        raise Interrupted(_what_is_left(folder)) from error
     except BaseException as error:
         info |= {"status": "failed", "error": str(error) or type(error).__name__}
         (folder / f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S}.log").write_text(traceback.format_exc(), encoding="utf-8")
@@ -211,6 +211,13 @@ def train_built(built: Built, place: Place) -> Run:
     _finish_summary(folder, info)
     _draw(Run(folder))
     return Run(folder)
+
+
+def _what_is_left(folder: Path) -> str:
+    saved = checkpoint.steps(folder)
+    if not saved:
+        return f"interrupted ({folder}): before its first checkpoint. Lower trainer.eval_every to have one sooner"
+    return f"interrupted ({folder}): its last checkpoint is of step {saved[-1]}. Evaluate it with: moe eval {folder}"
 
 
 def _fit(built: Built, folder: Path, place: Place) -> dict[str, Any]:
@@ -274,7 +281,10 @@ def describe(built: Built) -> dict[str, Any]:
         "units": UNITS,
         "label_names": task.label_names,
         "feature_names": task.feature_names,
-        "layers": {n: {"experts": layer.experts.num_experts, "rows_per_token": built.size.rows[n]} for n, layer in built.model.mixtures.items()},
+        "layers": {
+            name: {"experts": layer.experts.num_experts, "rows_per_token": built.size.rows[name]}
+            for name, layer in built.model.mixtures.items()
+        },
         "twin": built.model.is_twin,
         "leak": built.model.allow_leak and "causal" in task.needs,
     }  # fmt: skip

@@ -121,5 +121,3 @@ class Trial:
             changed = torch.ones(SEQUENCES, LENGTH, dtype=torch.bool)
             changed[self.seed % SEQUENCES, place] = False
             yield changed
-
-

@@ -77,8 +77,6 @@ def test_each_file_lists_exactly_the_options_of_its_constructor():
     assert checked >= 36
 
 
-
-
 def test_a_default_in_yaml_that_the_constructor_has_too_is_the_same():
     compared, differing = 0, set()
     for group, option in PARTS:

@@ -97,7 +97,9 @@ def test_a_router_of_a_plugin_is_covered(tmp_path, monkeypatch):
         assert any(cell.router == "first_k" for cell in matrix.cells())
         parts = assemble(compose(["task=spirals", "router=first_k", "router.k=2", "trainer.steps=2"]))
         assert parts.size.rows == {"layer0": 2.0}
-        run = moecli.train("task=spirals", "task.rows=100", "router=first_k", "router.k=2", "trainer.steps=3", runs=tmp_path)
+        run = moecli.train(
+            "task=spirals", "task.rows=100", "router=first_k", "router.k=2", "trainer.steps=3", runs=tmp_path
+        )
         assert run.info["status"] == "finished" and run.info["config"]["router"] == "first_k"
     finally:
         monkeypatch.undo()

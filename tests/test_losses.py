@@ -52,7 +52,9 @@ def test_one_is_no_minimum_for_hard_counts():
     """51 tokens with belief (.51, .49) and 49 with (.01, .99): 2 (.51 x .265 + .49 x .735) = 0.9906."""
     probs = torch.tensor([[0.51, 0.49]] * 51 + [[0.01, 0.99]] * 49, dtype=torch.float64)
     value = SwitchBalance().value(routed(probs.log()), NONE).item()
-    assert value == pytest.approx(2 * (0.51 * (51 * 0.51 + 0.49) / 100 + 0.49 * (51 * 0.49 + 49 * 0.99) / 100), abs=1e-12)
+    assert value == pytest.approx(
+        2 * (0.51 * (51 * 0.51 + 0.49) / 100 + 0.49 * (51 * 0.49 + 49 * 0.99) / 100), abs=1e-12
+    )
     assert value < 1
 
 
@@ -86,7 +88,9 @@ def test_switch_balance_gradient_flows_through_belief_alone_and_balances():
 def test_importance_equals_its_formula():
     """Two tokens on experts 0 and 1 with weights .6 and .4: sums (.6, .4, 0), mean 1/3, CV^2 = 0.56."""
     plan = Sparse.from_choices(torch.tensor([[0], [1]]), torch.tensor([[0.6], [0.4]], dtype=torch.float64).log(), 3)
-    routing = Routing(plan, torch.full((2, 3), 1 / 3), asked=plan, example=torch.zeros(2).long(), position=torch.arange(2))
+    routing = Routing(
+        plan, torch.full((2, 3), 1 / 3), asked=plan, example=torch.zeros(2).long(), position=torch.arange(2)
+    )
     expected = ((0.6 - 1 / 3) ** 2 + (0.4 - 1 / 3) ** 2 + (1 / 3) ** 2) / 3 / (1 / 9)
     assert Importance().value(routing, NONE).item() == pytest.approx(expected, abs=1e-12)
 
@@ -102,7 +106,9 @@ def test_cv_squared_has_a_finite_gradient_at_perfect_balance():
 def test_load_reads_the_chance_of_being_chosen():
     chance = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
     plan = Dense(torch.zeros(2, 2, dtype=torch.float64))
-    routing = NoisyRouting(plan, chance, chance, chance=chance, asked=plan, example=torch.zeros(2).long(), position=torch.arange(2))
+    routing = NoisyRouting(
+        plan, chance, chance, chance=chance, asked=plan, example=torch.zeros(2).long(), position=torch.arange(2)
+    )
     assert Load().value(routing, NONE).item() == pytest.approx(0.25, abs=1e-12)  # sums 1.5 and .5: var .25, mean 1
 
 
@@ -129,7 +135,9 @@ def test_the_objective_reports_terms_unweighted_and_averages_over_layers():
     collapsed[:, 0] = 50.0
     output = Output(torch.zeros(8, 1, dtype=torch.float64), {"a": routed(collapsed), "b": routed(fair)})
     output.routings["a"].example.copy_(torch.arange(8))
-    losses = Objective(NegativeLogLikelihood(), {"balance": SwitchBalance(weight=0.1)})(output, torch.ones(8, 1).double())
+    losses = Objective(NegativeLogLikelihood(), {"balance": SwitchBalance(weight=0.1)})(
+        output, torch.ones(8, 1).double()
+    )
     assert losses["loss"].item() == pytest.approx(0.5)
     assert losses["balance"].item() == pytest.approx((4 + 1) / 2, abs=1e-6)
     assert losses["total"].item() == pytest.approx(0.5 + 0.1 * 2.5, abs=1e-6)
@@ -155,5 +163,7 @@ def test_nll_per_example():
     logits, target = torch.randn(3, 5, 4), torch.randint(4, (3, 5))
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
     assert torch.allclose(nll(logits, target), expected)
-    assert torch.allclose(nll(logits[:, 0], target[:, 0]), torch.nn.functional.cross_entropy(logits[:, 0], target[:, 0], reduction="none"))
+    assert torch.allclose(
+        nll(logits[:, 0], target[:, 0]), torch.nn.functional.cross_entropy(logits[:, 0], target[:, 0], reduction="none")
+    )
     assert torch.allclose(nll(torch.zeros(2, 3), torch.ones(2, 3)), torch.full((2,), 1.5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from moecli.gates.linear import Linear as LinearGate
 from moecli.gates.tree import Tree
 from moecli.mixture import Alone, MixtureDensity, MixtureOfExperts
 from moecli.plan import Dense, Sparse
-from moecli.routers.dense import Dense as DenseRouter
 from moecli.routing import Tokens
 from moecli.training.em import em_step
 
@@ -100,7 +100,9 @@ def test_stacked_experts_equal_distinct_ones(activation, output):
     if activation == "swiglu" and not output:
         pytest.skip("refused: a gated product is made to be projected")
     stacked = FeedForward(DIM, 3, EXPERTS, hidden=5, activation=activation, output=output).double()
-    single = Distinct(lambda n: FeedForward(DIM, 3, n, hidden=5, activation=activation, output=output), EXPERTS).double()
+    single = Distinct(
+        lambda n: FeedForward(DIM, 3, n, hidden=5, activation=activation, output=output), EXPERTS
+    ).double()
     with torch.no_grad():
         for name, parameter in stacked.named_parameters():
             for e, member in enumerate(single.members):
@@ -136,7 +138,9 @@ def test_one_expert_equals_the_dense_network(name):
     """For density routers: outputs and all gradients of a plain two-layer network with the same weights."""
     small = {**SMALL, "num_experts": 1}
     node = {**option_node("router", name), **({"k": 1} if "k" in option_node("router", name) else {})}
-    built = build(node, gate=lambda n: build(option_node("gate", "linear"), **{**small, "num_experts": n}), **small).double()
+    built = build(
+        node, gate=lambda n: build(option_node("gate", "linear"), **{**small, "num_experts": n}), **small
+    ).double()
     layer = MixtureOfExperts(built, experts("feed_forward", num=1, hidden=6))
     up, down = nn.Linear(DIM, 6).double(), nn.Linear(6, DIM).double()
     with torch.no_grad():
@@ -186,7 +190,9 @@ def test_relabelling_experts_changes_nothing():
 def test_shared_experts_add_to_the_routed_ones():
     t, work, shared = tokens(5), experts("linear"), experts("linear", num=2)
     layer = MixtureOfExperts(router("top_k"), work, shared)
-    expected = work.blend(layer.router(t).plan, t.x) + (torch.einsum("nd,edy->ny", t.x, shared.weight) + shared.bias.sum(0))
+    expected = work.blend(layer.router(t).plan, t.x) + (
+        torch.einsum("nd,edy->ny", t.x, shared.weight) + shared.bias.sum(0)
+    )
     assert torch.allclose(layer(t)[0], expected, atol=1e-12)
 
 
@@ -326,7 +332,7 @@ def test_em_never_falls(gate, seed):
     x, y = planted()
     layer = density(gate=gate)
     values = [em_step(layer, x, y).joint_nll for _ in range(15)]
-    falls = [b - a for a, b in zip(values, values[1:], strict=False)]
+    falls = [b - a for a, b in pairwise(values)]
     assert max(falls) <= 1e-9 * (1 + abs(values[0])), falls
     assert values[-1] < values[0] - 0.1
 
@@ -335,9 +341,11 @@ def test_em_never_falls_for_a_tree_of_gaussians():
     """Its nodes model x, so their logits are added un-normalised; normalised, EM fell by 1e-5 a step."""
     x, y = planted()
     node = {**option_node("gate", "tree"), "node": option_node("gate", "gaussian")}
-    layer = MixtureDensity(build_small(option_node("router", "dense"), node).double(), experts("linear", 2), Gaussian(2, EXPERTS).double())
+    layer = MixtureDensity(
+        build_small(option_node("router", "dense"), node).double(), experts("linear", 2), Gaussian(2, EXPERTS).double()
+    )
     values = [em_step(layer, x, y).joint_nll for _ in range(25)]
-    falls = [b - a for a, b in zip(values, values[1:], strict=False)]
+    falls = [b - a for a, b in pairwise(values)]
     assert max(falls) <= 1e-9 * (1 + abs(values[0])), falls
 
 

@@ -52,7 +52,9 @@ def test_every_router_takes_ragged_groups(router, sizes, seed):
     assert torch.allclose(routing.probs.sum(-1), torch.ones(sum(sizes), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("router", [name for name in registry()["router"] if name not in ("expert_choice", "soft_slots")])
+@pytest.mark.parametrize(
+    "router", [name for name in registry()["router"] if name not in ("expert_choice", "soft_slots")]
+)
 @settings(max_examples=10, deadline=None)
 @given(n=st.integers(1, 30), seed=st.integers(0, 99))
 def test_edges_are_conserved_and_weights_sum_to_one(router, n, seed):
@@ -89,7 +91,9 @@ def test_capacity_against_a_brute_force_oracle(sizes, factor, by, seed):
     tokens = ragged(sizes, seed)
     plan = made("top_k")(tokens).plan
     kept = Capacity(factor, factor, by)(plan, tokens, training=True)
-    edges = list(zip(plan.token.tolist(), plan.expert.tolist(), plan.choice.tolist(), plan.log_weight.tolist(), strict=True))
+    edges = list(
+        zip(plan.token.tolist(), plan.expert.tolist(), plan.choice.tolist(), plan.log_weight.tolist(), strict=True)
+    )
     order = {"position": lambda e: (e[2], e[0]), "token": lambda e: (e[0], e[2]), "weight": lambda e: -e[3]}[by]
     expected = set()
     for group in set(tokens.group.tolist()):

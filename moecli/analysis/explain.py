@@ -15,7 +15,9 @@ from moecli.errors import UsageError
 def part_lines(group: str, option: str) -> list[str]:
     """What ``moe show GROUP=OPTION`` prints.  Raises UsageError with the nearest name."""
     if group not in registry():
-        raise UsageError(f"{group}={option}: no such group.{nearest(group, registry())} Choose from: {', '.join(registry())}")
+        raise UsageError(
+            f"{group}={option}: no such group.{nearest(group, registry())} Choose from: {', '.join(registry())}"
+        )
     node = option_node(group, option)
     cls = part_class(node)
     doc = inspect.cleandoc(cls.__doc__ or "")

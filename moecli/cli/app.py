@@ -80,8 +80,10 @@ def _explain(error: Exception) -> int:
         return _say(str(error), error.code)
     if hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
         return _say(f"{error.format_message().rstrip('.')}. See: moe --help", getattr(error, "exit_code", 2))
-    if type(error).__name__ in ("Exit", "Abort"):
-        return getattr(error, "exit_code", 130)
+    if type(error).__name__ == "Abort":
+        return _say("interrupted. What was saved is in the run folder", 130)
+    if type(error).__name__ == "Exit":
+        return getattr(error, "exit_code", 0)
     return _say(f"internal: {type(error).__name__}: {error}. This is a bug in moecli; MOE_DEBUG=1 shows where", 1)
 
 

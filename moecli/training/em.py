@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -38,8 +38,12 @@ class Em:
         for step in range(self.steps):
             found = em_step(layer, data.x, data.target)
             if not torch.isfinite(torch.tensor(found.joint_nll)):
-                raise NumericalFailure(f"iteration {step}: the likelihood is not finite. Raise family.min_scale, or standardise")
-            job.record.step(step, {"loss": found.nll, "joint_nll": found.joint_nll}, {"layer0": found.mixture.routing.usage})
+                raise NumericalFailure(
+                    f"iteration {step}: the likelihood is not finite. Raise family.min_scale, or standardise"
+                )
+            job.record.step(
+                step, {"loss": found.nll, "joint_nll": found.joint_nll}, {"layer0": found.mixture.routing.usage}
+            )
             if before - found.joint_nll < self.tolerance:
                 break
             before = found.joint_nll
@@ -69,6 +73,5 @@ def em_step(layer: MixtureDensity, x: Tensor, y: Tensor) -> Step:
     groups = mixture.routing.plan.groups
     loc = expert_table(layer.experts(mixture.routing.plan.dispatch(x), groups), len(x))
     layer.family.fit(loc, y, resp)
-    gate: Any = layer.router.gate
-    gate.fit(x, resp)
+    cast(Any, layer.router.gate).fit(x, resp)
     return Step(-log_prob.mean().item(), -(log_prob + mixture.log_marginal).mean().item(), mixture)

@@ -129,7 +129,7 @@ class _Loop(Judge):
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
         self.stateful = {n: r for n, r in self.routers.items() if type(r).after_step is not Router.after_step}
-        self.note_every = LOOK * max(1, plan.steps // (LOOK * POINTS))
+        self.note_every = min(LOOK * max(1, plan.steps // (LOOK * POINTS)), LOOK * math.ceil(plan.eval_every / LOOK))
         job.record.begin(plan.steps)
         self._prepare()
 

@@ -17,7 +17,14 @@ from moecli.run import assemble
 def text(tmp_path_factory):
     file = tmp_path_factory.mktemp("text") / "a.txt"
     file.write_text("the cat sat on the mat and saw the rat; " * 80)
-    return [f"task.path={file}", "task.context=16", "model.dim=16", "expert.hidden=8", "num_experts=4", "trainer.batch_size=4"]
+    return [
+        f"task.path={file}",
+        "task.context=16",
+        "model.dim=16",
+        "expert.hidden=8",
+        "num_experts=4",
+        "trainer.batch_size=4",
+    ]
 
 
 def built(*words: str):
@@ -25,13 +32,23 @@ def built(*words: str):
 
 
 @pytest.mark.parametrize("twin", ["false", "true"])
-@pytest.mark.parametrize("words", [["task=spirals"], ["task=piecewise"], ["task=spirals", "model=density"], ["task=regions", "model.shared=1", "model=layer"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task=spirals"],
+        ["task=piecewise"],
+        ["task=spirals", "model=density"],
+        ["task=regions", "model.shared=1", "model=layer"],
+    ],
+)
 def test_models_of_whole_examples(words, twin):
     parts = built(*words, f"model.twin={twin}", "num_experts=4")
     batch = parts.task.train_batch(0, 32, 0)
     losses = parts.objective(parts.model(batch.x), batch.target)
     losses["total"].backward()
-    assert losses["total"].isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in parts.model.parameters())
+    assert losses["total"].isfinite() and all(
+        p.grad is None or p.grad.isfinite().all() for p in parts.model.parameters()
+    )
     assert all(isinstance(layer.router, Alone) == (twin == "true") for layer in parts.model.mixtures.values())
 
 
@@ -75,9 +92,9 @@ def test_a_layer_may_have_other_parts(text):
     names = {name: type(layer.router).__name__ for name, layer in parts.model.mixtures.items()}
     assert names == {"block0": "TopK", "block1": "Hash"}
     assert parts.model.mixtures["block0"].experts.num_experts == 2
-    with pytest.raises(UsageError, match="block9.*There|block9.*This model has: block0, block1"):
+    with pytest.raises(UsageError, match=r"block9.*This model has: block0, block1"):
         built(*words, "+model.layers.block9.router=hash")
-    with pytest.raises(UsageError, match="block1.*future"):
+    with pytest.raises(UsageError, match=r"block1.*future"):
         built(*words, "+model.layers.block1.router=expert_choice", "auxiliary=[]")
 
 
@@ -112,7 +129,7 @@ def test_rotary_attention_depends_on_distance_alone():
 def test_refusals_of_sizes(text):
     with pytest.raises(UsageError, match="even share"):
         built("task=text", *text, "model.dim=20", "model.heads=4")
-    with pytest.raises(UsageError, match="Lower model.every"):
+    with pytest.raises(UsageError, match="Lower model"):
         built("task=text", *text, "model.every=9")
 
 
