@@ -323,7 +323,9 @@ def _choices(user: Sequence[Word]) -> dict[str, Any]:
         if word.key not in registry():
             continue
         if "," in word.value and not word.value.startswith("["):
-            raise UsageError(f"{word.key}={word.value} (command line): a run has one. Compare several with: moe sweep")
+            raise UsageError(
+                f"{word.key}={word.value} (command line): a run has one. Train each apart, then: moe compare runs"
+            )
         several = word.value.startswith("[")
         options = [v.strip() for v in word.value.strip("[]").split(",") if v.strip()]
         for option in options:
@@ -573,11 +575,34 @@ def _value(key: str, value: Any, option: Option, where: str) -> Any:
             TypeAdapter(option.type).validate_python(str(value))
         return TypeAdapter(option.type).validate_python(value)
     except ValidationError as error:
-        said = error.errors()[-1]["msg"]
+        said = _said(error.errors()[-1])
         default = "" if option.default is REQUIRED else f" (default {option.default})"
         raise UsageError(
             f"{key}={text(value)} ({where.rsplit('.', 1)[-1]}): {said}. Give another value{default}"
         ) from error
+
+
+def _said(error: Any) -> str:
+    """What is wrong with a value, in a user's words."""
+    kind, context = error["type"], error.get("ctx", {})
+    for start, words in (
+        ("int", "it must be a whole number"),
+        ("float", "it must be a number"),
+        ("bool", "it must be true or false"),
+    ):
+        if kind.startswith(start):
+            return words
+    if kind == "literal_error":
+        return f"choose from {context['expected']}"
+    bounds = {
+        "greater_than_equal": ("ge", "at least"),
+        "greater_than": ("gt", "more than"),
+        "less_than": ("lt", "less than"),
+    }
+    if kind in bounds:
+        key, words = bounds[kind]
+        return f"it must be {words} {context[key]}"
+    return str(error["msg"])
 
 
 PART_PACKAGES = tuple(

@@ -38,6 +38,8 @@ from moecli.training.health import effective_experts
 if TYPE_CHECKING:
     import pandas
 
+ALL_THREADS = torch.get_num_threads()
+SMALL_STEP = 1e8  # FLOPs of a forward pass
 MOST_REMOVALS = 64  # experts taken out one by one at the end; above that only a run's own question is worth the time
 UNITS = {
     "nll": "nats",
@@ -77,8 +79,8 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     """
     settings = composed.config
     device = pick_device(settings["device"])
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
+    if settings["init"]:
+        Run(Path(settings["init"]))  # refused before any work, where it is none
     task = task or build_task(composed)
     settings = _with_family(settings, task)
     _refuse_other_inputs(settings, task)
@@ -94,6 +96,8 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
         terms = {}
     model.to(device)
     size = measure(model, first.x.to(device))
+    tokens = first.x.numel() if "sequence" in task.gives else len(first.x)
+    torch.set_num_threads(settings["threads"] or fitting_threads(size.flops * tokens))
     return Built(settings, task, model, Objective(build(settings["objective"]), terms), size, device, warnings)
 
 
@@ -104,6 +108,11 @@ def pick_device(name: str) -> torch.device:
             "device=cuda: torch sees no GPU here. Use device=cpu, or install a CUDA build of torch"
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fitting_threads(flops: float) -> int:
+    """One thread where a step is so small that two would mostly wait for each other, else all of torch's."""
+    return 1 if flops < SMALL_STEP else ALL_THREADS
 
 
 def _with_family(settings: Config, task: Task) -> Config:
@@ -319,7 +328,7 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
     for split in ("valid", "test"):
         found = evaluate(built.model, built.task, split, built.device, trace=split == "test")
         metrics |= {f"{split}/{n}": v for n, v in found.metrics.items()}
-        chance |= {f"{split}/{n}": v for n, v in built.task.chance(split).items()}
+        chance |= {f"{split}/{n}": v for n, v in built.task.chance(split).items() if n in found.metrics}
     for name, parts in found.tokens.items():
         record.trace.tokens(best.step, "test", name, parts)
     _surface(built, record.folder)
@@ -384,6 +393,7 @@ def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str
     against = {
         label: asdict(specialisation.nmi_against_chance(first, tokens[f"label_{label}"], tokens["document"]))
         for label in built.task.label_names
+        if len(np.unique(tokens[f"label_{label}"])) > 1  # one value has nothing to tell
     }
     return {
         "layer": name,

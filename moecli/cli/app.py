@@ -79,7 +79,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, MoeError):
         return _say(str(error), error.code)
     if hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
-        return _say(f"{error.format_message().rstrip('.')}. See: moe --help", getattr(error, "exit_code", 2))
+        said = error.format_message()
+        stop = "" if said.endswith(("?", ".")) else "."
+        return _say(f"{said}{stop} See: moe --help", getattr(error, "exit_code", 2))
     if type(error).__name__ == "Abort":
         return _say("interrupted. What was saved is in the run folder", 130)
     if type(error).__name__ == "Exit":

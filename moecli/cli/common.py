@@ -9,7 +9,7 @@ import typer
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="What to change, for example router=hash router.seed=1."),
+    typer.Argument(metavar="KEY=VALUE", help="What to change, for example router=hash router.seed=1."),
 ]
 Runs = Annotated[Path | None, typer.Option("--runs", help="Where runs land; else MOE_RUNS, else runs/ here.")]
 Plugin = Annotated[

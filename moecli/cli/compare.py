@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from moecli.cli.common import Json, example
-from moecli.errors import PartialSuccess, UsageError
+from moecli.errors import ArtifactError, PartialSuccess, UsageError
 
 EPILOG = example("moe compare runs", "moe compare runs/digits-* --by router.k --markdown")
 
 
 def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or folders of runs.")],
     by: Annotated[str, typer.Option(help="The key whose values make the rows.")] = "router",
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print as CSV, every number in full.")] = False,
@@ -28,6 +28,9 @@ def compare(
     chosen = [write for wanted, write in zip((json, csv, markdown, latex), WRITERS, strict=True) if wanted]
     if len(chosen) > 1:
         raise UsageError("moe compare: --json, --csv, --markdown and --latex are four forms of one table. Choose one")
+    for path in paths:
+        if not path.exists():
+            raise ArtifactError(f"{path}: no such folder. List runs with: moe ls runs")
     records, broken = tables.read_runs(paths)
     if not records and broken:
         raise PartialSuccess("; ".join(broken[:3]))

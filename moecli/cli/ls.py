@@ -13,7 +13,7 @@ EPILOG = example("moe ls", "moe ls router", "moe ls runs", "moe ls --matrix")
 
 
 def ls(
-    group: Annotated[str | None, typer.Argument(metavar="[GROUP]", help="router, task, ..., or runs.")] = None,
+    group: Annotated[str | None, typer.Argument(metavar="GROUP", help="router, task, ..., or runs.")] = None,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Which router goes with which gate, model, task and term.")
     ] = False,

@@ -13,9 +13,7 @@ EPILOG = example("moe plot RUN", "moe plot RUN load labels")
 
 def plot(
     run: RunFolder,
-    kinds: Annotated[
-        list[str] | None, typer.Argument(metavar="[KIND]...", help="Which pictures; all by default.")
-    ] = None,
+    kinds: Annotated[list[str] | None, typer.Argument(metavar="KIND", help="Which pictures; all by default.")] = None,
 ) -> None:
     """Draw a run's pictures into its plots/ folder: curves, load, labels, regions, fit."""
     from moecli.plots.gallery import draw_all

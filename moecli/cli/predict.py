@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moecli.cli.common import Plugin, RunFolder, example, use
+from moecli.errors import EnvironmentFailure
 
 EPILOG = example("moe predict RUN new_rows.csv -o predictions.csv")
 
@@ -20,6 +21,8 @@ def predict(
 ) -> None:
     """Predict new rows: the prediction, how sure it is, and which experts made it."""
     use(plugin)
+    if not out.expanduser().parent.is_dir():
+        raise EnvironmentFailure(f"{out.parent}: no such folder. Make it, or give another file with -o")
     from moecli import run as engine
     from moecli.record.folder import write_whole
 

@@ -15,7 +15,7 @@ EPILOG = example("moe show router=hash", "moe show task=table task.path=FILE tas
 
 def show(
     what: Annotated[
-        list[str], typer.Argument(metavar="WHAT...", help="GROUP=OPTION with its KEY=VALUE, or a run folder.")
+        list[str], typer.Argument(metavar="WHAT", help="GROUP=OPTION with its KEY=VALUE, or a run folder.")
     ],
     plugin: Plugin = None,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from moecli.cli.common import Json, Plugin, Runs, Words, example, use
+from moecli.record.folder import check_name
 
 EPILOG = example(
     "moe train", "moe train task=spirals router=dense model.twin=true", "moe train --dry-run task=stdlib_text"
@@ -29,6 +30,8 @@ def train(
 ) -> None:
     """Train one combination of task, router and experts; evaluate it, log every expert, draw it."""
     use(plugin)
+    if name is not None:
+        check_name(name)
     composed = _composed(words or [], config)
     if cfg:
         from moecli.config import to_yaml

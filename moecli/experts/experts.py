@@ -29,6 +29,10 @@ class Experts(nn.Module):
     def blend(self, plan: Plan, x: Tensor) -> Tensor:  # (N, *item) -> (N, *out)
         return plan.combine(self.rows(plan, x))
 
+    def fit(self, x: Tensor, z: Tensor, w: Tensor) -> None:
+        """Weighted least squares, for experts that give ``expert fit``: x (N, D), responses z, weights w (N, E, Y)."""
+        raise NotImplementedError
+
     def flops(self) -> int:
         """Multiplications and additions of one row's matrix products."""
         raise NotImplementedError

@@ -44,7 +44,7 @@ class Linear(Experts):
 
     @torch.no_grad()
     def fit(self, x: Tensor, z: Tensor, w: Tensor, ridge: float = 1e-9) -> None:
-        """Weighted least squares per expert and output: x (N, D), working response z and weights w (N, E, Y)."""
+        """Per expert and output, with a ``ridge`` of that share of the mean diagonal against collinear columns."""
         one = torch.cat([x, torch.ones_like(x[:, :1])], -1) if self.bias is not None else x
         gram = torch.einsum("nd,ney,nf->eydf", one, w, one)
         scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-12)

@@ -27,15 +27,20 @@ def runs_root(root: Path | None = None) -> Path:
     return Path(root or os.environ.get("MOE_RUNS") or "runs").expanduser()
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that would leave the root, or that some file system refuses."""
+    if not name or set(name) - NAME_LETTERS or name.strip(".") == "" or len(name) > 100 or name[0] == "-":
+        raise UsageError(
+            f"--name {name!r}: use 1 to 100 of the letters A-Z a-z 0-9 . _ - and begin with another than -"
+        )
+
+
 def claim(root: Path, name: str) -> Path:
     """Make a new folder ``root/name/<UTC time>-<4 letters>``; mkdir is atomic, so no two runs share one.
 
     Raises UsageError for a name that would leave the root, EnvironmentFailure where nothing can be written.
     """
-    if not name or set(name) - NAME_LETTERS or name.strip(".") == "" or len(name) > 100 or name[0] == "-":
-        raise UsageError(
-            f"--name {name!r}: use 1 to 100 of the letters A-Z a-z 0-9 . _ - and begin with another than -"
-        )
+    check_name(name)
     parent = root / name
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -35,10 +35,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
     file = user_path(path)
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f"unknown format ({file}): its suffix is none of {', '.join(READERS)}. convert or rename it")
+        raise DataError(f"unknown format ({file}): its suffix is none of {', '.join(READERS)}. Convert or rename it")
     frame = reader(file)
     if not len(frame):
-        raise DataError(f"no rows ({file}): there is nothing below the header. add rows")
+        raise DataError(f"no rows ({file}): there is nothing below the header. Add rows")
     _refuse_bad_names(list(frame.columns), file)
     frame = normal(frame)
     frame.index = pd.RangeIndex(1, len(frame) + 1)
@@ -71,7 +71,7 @@ def read_delimited(file: Path, delimiter: str) -> pd.DataFrame:
         fix = "mend the quotes of this line or of the lines before"
         raise DataError(f"bad line ({file}, line {reader.line_num}): {error}. {fix}") from error
     if not rows:
-        raise DataError(f"empty file ({file}): it has no header. give a header and rows")
+        raise DataError(f"empty file ({file}): it has no header. Give a header and rows")
     return pd.DataFrame(rows[1:], columns=pd.Index(rows[0], dtype=object), dtype=object)
 
 
@@ -89,7 +89,7 @@ def read_jsonl(file: Path) -> pd.DataFrame:
     records = [_json_object(line, number, file) for number, line in lines if line.strip()]
     names = list(dict.fromkeys(name for record in records for name in record))
     if not names:
-        raise DataError(f"empty file ({file}): no line holds a JSON object with keys. give one a row")
+        raise DataError(f"empty file ({file}): no line holds a JSON object with keys. Give one a row")
     cells = [[record.get(name) for name in names] for record in records]
     return pd.DataFrame(cells, columns=pd.Index(names, dtype=object), dtype=object)
 
@@ -98,10 +98,10 @@ def _json_object(line: str, number: int, file: Path) -> dict[str, Any]:
     try:
         record = json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"bad line ({file}, line {number}): {error}. write one JSON object a line") from error
+        raise DataError(f"bad line ({file}, line {number}): {error}. Write one JSON object a line") from error
     if not isinstance(record, dict):
         what = type(record).__name__
-        raise DataError(f"bad line ({file}, line {number}): a JSON {what}, no object. write one JSON object a line")
+        raise DataError(f"bad line ({file}, line {number}): a JSON {what}, no object. Write one JSON object a line")
     return record
 
 
@@ -125,7 +125,7 @@ def read_parquet(file: Path) -> pd.DataFrame:
         _refuse_bad_names(table.column_names, file)
         return table.to_pandas()
     except (arrow.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"no parquet file ({file}): {one_line(error)}. write it anew") from error
+        raise DataError(f"no parquet file ({file}): {one_line(error)}. Write it anew") from error
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -186,9 +186,9 @@ def _number(cell: str | None) -> float:
 
 def finite_numbers(cells: pd.Series) -> np.ndarray:
     values = numbers(cells)
-    refuse_where(np.isnan(values), cells, "text among numbers", "is no number. mend it")
+    refuse_where(np.isnan(values), cells, "text among numbers", "is no number. Mend it")
     refuse_where(
-        np.isinf(values), cells, "infinite value", f"is no finite number. mend it or use {without(cells.name)}"
+        np.isinf(values), cells, "infinite value", f"is no finite number. Mend it or use {without(cells.name)}"
     )
     return values
 
@@ -200,7 +200,7 @@ def is_numeric(cells: pd.Series) -> bool:
         return True
     refuse_commas(cells)
     if is_text.mean() <= 1 - MOSTLY:
-        why = f"is no number where {1 - is_text.mean():.0%} of the column are. mend it or use {without(cells.name)}"
+        why = f"is no number where {1 - is_text.mean():.0%} of the column are. Mend it or use {without(cells.name)}"
         refuse_where(is_text, cells, "text among numbers", why)
     return False
 
@@ -211,7 +211,7 @@ def is_numeric(cells: pd.Series) -> bool:
 def refuse_commas(cells: pd.Series) -> None:
     is_text = np.isnan(numbers(cells))
     if all(NUMBER_WITH_COMMA.fullmatch(cell) for cell in cells[is_text]):
-        why = "has a comma for its decimals or thousands. write 1.5 and 1234"
+        why = "has a comma for its decimals or thousands. Write 1.5 and 1234"
         refuse_where(is_text, cells, "number with a comma", why)
 
 
@@ -236,9 +236,9 @@ def refuse_missing(frame: pd.DataFrame, fix: str) -> None:
 def _refuse_bad_names(names: Sequence[Hashable], file: Path) -> None:
     for place, name in enumerate(names, start=1):
         if not str(name).strip():
-            raise DataError(f"column without a name ({file}, column {place}): it cannot be named. give it a header")
+            raise DataError(f"column without a name ({file}, column {place}): it cannot be named. Give it a header")
         if name in names[: place - 1]:
-            raise DataError(f"duplicate column ({file}, column {place}): {shown(name)} occurs twice. rename one")
+            raise DataError(f"duplicate column ({file}, column {place}): {shown(name)} occurs twice. Rename one")
 
 
 def _refuse_other_delimiter(header: list[str], delimiter: str, file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from moecli.mixture import Mixture
 
@@ -137,7 +138,9 @@ class Regression(Kind):
         return metrics
 
     def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
-        return self.summarise(self.score(train.mean(0).expand_as(target), target))
+        mean, spread = train.mean(0), train.std(0, correction=0).clamp_min(1e-6)
+        guess = Independent(Normal(mean.expand_as(target), spread), 1)
+        return self.summarise({"target": target, "mean": guess.mean, "nll": -guess.log_prob(target)})
 
     def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
         """The mean, and for a density its standard deviation, in the user's units."""

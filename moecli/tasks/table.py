@@ -101,14 +101,14 @@ class Table(InMemory):
         dropped = sum(self.rows_read.values()) - sum(self.sizes.values())
         return [
             Fact("rows read", rows),
-            Fact("rows dropped for missing values", str(dropped)),
+            Fact("rows left out for missing values", str(dropped)),
             *(Fact(treatment, listed(names)) for treatment, names in self._treatments().items()),
             *super().facts(),
         ]
 
     def _treatments(self) -> dict[str, list[str]]:
         """What is done with columns -> the columns, each in one place."""
-        treatments: dict[str, list[str]] = {"columns that are the target": self.roles.targets}
+        treatments: dict[str, list[str]] = {"target": self.roles.targets}
         for column in self.columns:
             treatments.setdefault(f"columns {column.treatment}", []).append(column.described())
         treatments["columns that are the group"] = [self.roles.group] if self.roles.group else []
@@ -125,13 +125,13 @@ class Table(InMemory):
 
     def _test_rows(self, test_path: str, train: pd.DataFrame) -> pd.DataFrame:
         if str(user_path(test_path)) in self.rows_read:
-            raise UsageError(f"one file twice (task.test_path): {test_path} is task.path too. leave test_path out")
+            raise UsageError(f"one file twice (task.test_path): {test_path} is task.path too. Leave test_path out")
         test = located(test_path)
         self.rows_read[str(user_path(test_path))] = len(test)
         require_columns(test, self.roles.used)
         test = self._usable(test)
         if not len(test):
-            raise DataError(f"no rows ({user_path(test_path)}): each misses a value. fill them")
+            raise DataError(f"no rows ({user_path(test_path)}): each misses a value. Fill them")
         if self.roles.group is not None:
             _refuse_shared_groups(train[self.roles.group], test[self.roles.group])
         return test
@@ -200,7 +200,7 @@ class Roles:
         chosen = features or [name for name in frame.columns if name not in taken]
         if not targets or not chosen:
             what = "features" if targets else "target"
-            raise DataError(f"no {what} ({file_of(frame)}): no column is left for it. set task.{what} to a column")
+            raise DataError(f"no {what} ({file_of(frame)}): no column is left for it. Set task.{what} to a column")
         left_out = [name for name in frame.columns if name not in {*chosen, *targets, group}]
         return cls(targets, list(chosen), group, left_out)
 
@@ -230,7 +230,7 @@ class Numeric:
         values = (finite_numbers(cells) - self.center) * self.factor
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
-        refuse_where(~np.isfinite(narrow), cells, "number too large", "is beyond 1e38. scale the column")
+        refuse_where(~np.isfinite(narrow), cells, "number too large", "is beyond 1e38. Scale the column")
         return narrow[:, None]
 
 
@@ -289,7 +289,7 @@ def fit_column(cells: pd.Series, train: np.ndarray, standardize: bool) -> Numeri
     categories = sorted(set(texts(cells.iloc[train])))
     if len(categories) > MAX_CATEGORIES:
         why = f"its training rows hold {len(categories)} different texts, and at most {MAX_CATEGORIES} become features"
-        raise DataError(f"too many categories ({place_of(cells, 0)}): {why}. leave it out with {without(name)}")
+        raise DataError(f"too many categories ({place_of(cells, 0)}): {why}. Leave it out with {without(name)}")
     return Categorical(name, tuple(categories))
 
 
@@ -297,7 +297,7 @@ def is_classification(frame: pd.DataFrame, targets: list[str], kind: str) -> boo
     if len(targets) > 1:
         if kind == "classification":
             raise UsageError(
-                "several targets (task.target): a classification has one. name one, or task.kind=regression"
+                "several targets (task.target): a classification has one. Name one, or task.kind=regression"
             )
         return False
     if kind != "auto":
@@ -319,13 +319,13 @@ def fit_classes(frame: pd.DataFrame, train: Tensor, standardize: bool) -> Target
     classes = sorted(set(texts(own.iloc[train.numpy()])), key=float if numeric else None)
     if len(set(own)) < 2:
         raise DataError(
-            f"one class only ({place_of(cells, 0)}): every row is {shown(own.iloc[0])}. add rows of another"
+            f"one class only ({place_of(cells, 0)}): every row is {shown(own.iloc[0])}. Add rows of another"
         )
     codes = Categorical(str(cells.name), tuple(classes)).codes(own)
-    why = "has no training row. remove it, merge it, or try another task.split_seed"
+    why = "has no training row. Remove it, merge it, or try another task.split_seed"
     refuse_where(codes < 0, cells, "class without training", why)
     if len(classes) < 2:
-        raise DataError(f"one class only ({place_of(cells, 0)}): in training. try another task.split_seed")
+        raise DataError(f"one class only ({place_of(cells, 0)}): in training. Try another task.split_seed")
     target = torch.from_numpy(codes)
     return Targets(Classification(tuple(classes)), target, {"class": target}, {"class": classes})
 
@@ -345,11 +345,11 @@ def fit_reals(frame: pd.DataFrame, train: Tensor, standardize: bool) -> Targets:
 def _fit_real(cells: pd.Series, train: np.ndarray, standardize: bool) -> Numeric:
     refuse_commas(cells)
     values = numbers(cells)
-    refuse_where(np.isnan(values), cells, "text in a regression target", "is no number. mend it or pick another target")
+    refuse_where(np.isnan(values), cells, "text in a regression target", "is no number. Mend it or pick another target")
     center, spread = _center_and_spread(finite_numbers(cells)[train])
     if not spread:
         why = f"every training row is {values[train[0]]:g}"
-        raise DataError(f"constant target ({place_of(cells, 0)}): {why}. pick another task.target")
+        raise DataError(f"constant target ({place_of(cells, 0)}): {why}. Pick another task.target")
     return Numeric(str(cells.name), center, 1 / spread) if standardize else Numeric(str(cells.name))
 
 
@@ -376,7 +376,7 @@ def split_rows(frame: pd.DataFrame, group: str | None, seed: int, separate_test:
     if num_groups < MIN_GROUPS:
         why = f"{num_groups} groups cannot be split in three"
         raise DataError(
-            f"too few groups ({place_of(frame[group], 0)}): {why}. use at least {MIN_GROUPS}, or no task.group"
+            f"too few groups ({place_of(frame[group], 0)}): {why}. Use at least {MIN_GROUPS}, or no task.group"
         )
     parts = three_way(num_groups, seed, **shares)
     return {name: torch.isin(number, part).nonzero()[:, 0] for name, part in parts.items()}
@@ -392,12 +392,12 @@ def group_numbers(cells: pd.Series) -> np.ndarray:  # (n,) -> (n,) int64
 def _refuse_empty_columns(frame: pd.DataFrame) -> None:
     for name in frame.columns:
         if frame[name].isna().all():
-            raise DataError(f"empty column ({place_of(frame[name], 0)}): every value is missing. use {without(name)}")
+            raise DataError(f"empty column ({place_of(frame[name], 0)}): every value is missing. Use {without(name)}")
 
 
 def _refuse_few(frame: pd.DataFrame, file: str) -> None:
     if len(frame) < MIN_ROWS:
-        raise DataError(f"too few rows ({file}): {len(frame)} without missing values. give at least {MIN_ROWS}")
+        raise DataError(f"too few rows ({file}): {len(frame)} without missing values. Give at least {MIN_ROWS}")
 
 
 def _refuse_unseen(columns: Sequence[Numeric | Categorical], frame: pd.DataFrame) -> None:
@@ -405,13 +405,13 @@ def _refuse_unseen(columns: Sequence[Numeric | Categorical], frame: pd.DataFrame
         if isinstance(column, Categorical):
             cells = frame[column.name]
             known = listed([shown(category) for category in column.categories])
-            why = f"is not among those of training, {known}. mend it, or train with {without(column.name)}"
+            why = f"is not among those of training, {known}. Mend it, or train with {without(column.name)}"
             refuse_where(column.codes(cells) < 0, cells, "unseen category", why)
 
 
 def _refuse_shared_groups(train: pd.Series, test: pd.Series) -> None:
     shared = np.isin(texts(test), list(set(texts(train))))
-    refuse_where(shared, test, "group on both sides", "is a group of the training file too. keep a group in one file")
+    refuse_where(shared, test, "group on both sides", "is a group of the training file too. Keep a group in one file")
 
 
 def _refuse_two_roles(asked: dict[str, list[str]]) -> None:
@@ -419,5 +419,5 @@ def _refuse_two_roles(asked: dict[str, list[str]]) -> None:
     for key, names in asked.items():
         for name in names:
             if name in owner:
-                raise UsageError(f"column named twice ({key}): {shown(name)} is in {owner[name]} too. name it once")
+                raise UsageError(f"column named twice ({key}): {shown(name)} is in {owner[name]} too. Name it once")
             owner[name] = key

@@ -73,7 +73,7 @@ class Characters(Task):
         symbols = (UNKNOWN, *vocabulary(training))
         if len(symbols) == 1:
             why = f"no character occurs {MIN_COUNT} times in training"
-            raise DataError(f"text too short ({source}): {why}. give more text")
+            raise DataError(f"text too short ({source}): {why}. Give more text")
         self._lookup = np.zeros(0x110000, dtype=np.int16)  # code point -> id
         self._lookup[[ord(symbol) for symbol in symbols[1:]]] = np.arange(1, len(symbols))
         self._adopt_kind(symbols)
@@ -216,7 +216,7 @@ def library_sources() -> list[Document]:
     files = [file for file in sorted(folder.glob("[a-zA-Z]*.py")) if file.stat().st_size <= SMALL_MODULE]
     if not files:
         raise EnvironmentFailure(
-            f"no library sources ({folder}): this Python ships none. use task=text task.path=FOLDER"
+            f"no library sources ({folder}): this Python ships none. Use task=text task.path=FOLDER"
         )
     return [Document("python", file.name, _ended(file.read_text("utf-8"))) for file in files]
 
@@ -243,7 +243,7 @@ def read_file(file: Path) -> Document:
     """A file as the one document of a domain.  DataError where it is missing or no text."""
     text = _ended(decode(read_bytes(file), file))
     if not text.strip():
-        raise DataError(f"no text ({file}): the file is empty. give a file with text in it")
+        raise DataError(f"no text ({file}): the file is empty. Give a file with text in it")
     return Document(file.suffix.removeprefix(".") or "text", file.name, text)
 
 
@@ -374,7 +374,7 @@ def _refuse_short(parts: dict[str, list[Document]], source: str, context: int) -
     lengths = {split: sum(len(document.text) for document in part) for split, part in parts.items()}
     total = sum(lengths.values())
     if not total:
-        raise DataError(f"no text ({source}): no file below it is UTF-8 text. give a folder with text files")
+        raise DataError(f"no text ({source}): no file below it is UTF-8 text. Give a folder with text files")
     split = min(lengths, key=lambda split: lengths[split])
     if lengths[split] <= context:
         needed = math.ceil(total * (context + 1) / max(lengths[split], 1))

@@ -130,7 +130,7 @@ WRONG = [
     (["show", "router"], 2, ["router=OPTION"]),
     (["show", "router=hsah"], 2, ["hash"]),
     (["ls", "routers"], 2, ["router?"]),
-    (["compare", "nowhere"], 2, ["compare"]),
+    (["compare", "nowhere"], 4, ["nowhere", "moe ls runs"]),
     (["compare", ".", "--csv", "--latex"], 2, ["Choose one"]),
 ]
 

@@ -164,7 +164,7 @@ def test_facts_name_every_column(csv):
     assert said["columns standardised by training rows"] == "size, age"
     assert said["columns constant in training, set to 0"] == "same"
     assert said["columns left out"] == "kind" and said["columns that are the group"] == "owner"
-    assert "rmse" in said["chance on test"] and said["rows dropped for missing values"] == "0"
+    assert "rmse" in said["chance on test"] and said["rows left out for missing values"] == "0"
 
 
 # Splits
@@ -372,7 +372,7 @@ def test_missing_rows_dropped_and_counted(tmp_path):
     path = written(tmp_path, lines(*plain(), ",2", "NA,3", "4,nan"))
     task = Table(path, "y", missing="drop")
     assert sum(task.sizes.values()) == 20
-    assert {f.name: f.value for f in task.facts()}["rows dropped for missing values"] == "3"
+    assert {f.name: f.value for f in task.facts()}["rows left out for missing values"] == "3"
 
 
 def test_a_dropped_column_may_be_bad(tmp_path):
