@@ -34,6 +34,12 @@ def first(tmp_path_factory):
     return moecli.train(*TINY, runs=tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(first, monkeypatch):
+    """Only ``first`` draws its pictures, which take a second."""
+    monkeypatch.setattr("moecli.run._draw", lambda run: None)
+
+
 def test_the_same_seed_gives_the_same_bits(first, tmp_path):
     again, other = moecli.train(*TINY, runs=tmp_path), moecli.train(*TINY, "seed=1", runs=tmp_path)
     assert all(torch.equal(a, weights(again)[n]) for n, a in weights(first).items())
