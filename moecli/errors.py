@@ -44,9 +44,11 @@ class ConflictError(MoeError):
 
 
 class Interrupted(MoeError):
-    """Ctrl-C; what was saved stays."""
+    """Ctrl-C (130) or SIGTERM (143); what was saved stays."""
 
-    code = 130
+    def __init__(self, message: str, code: int = 130):
+        super().__init__(message)
+        self.code = code
 
 
 class PartialSuccess(MoeError):

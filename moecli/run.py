@@ -18,14 +18,16 @@ import torch
 from moecli import __version__, compatibility, config
 from moecli.analysis import specialisation
 from moecli.config import Composed, Config, build
-from moecli.errors import ArtifactError, EnvironmentFailure, Interrupted, UsageError
+from moecli.errors import ArtifactError, DataError, EnvironmentFailure, Interrupted, UsageError
 from moecli.losses.objective import Objective
 from moecli.mixture import Mixture
 from moecli.models.model import Model
 from moecli.models.size import Size, make_twin, measure
 from moecli.parts import Parts
 from moecli.record import checkpoint
+from moecli.record.checkpoint import Saved
 from moecli.record.folder import Run, claim, runs_root, to_json, write_whole
+from moecli.record.lock import locked
 from moecli.record.recorder import Recorder
 from moecli.record.trace import TraceReader, write_arrays
 from moecli.record.view import view
@@ -195,27 +197,26 @@ def train_built(built: Built, place: Place) -> Run:
     choices = built.config["choices"]
     folder = claim(runs_root(place.runs), place.name or f"{choices['task']}-{_model_name(built)}")
     write_whole(folder / "config.yaml", config.to_yaml(built.config).encode())
-    info = {
-        "id": folder.name,
-        "name": folder.parent.name,
-        "command": place.command,
-        "status": "running",
-        **describe(built),
-    }
+    with locked(folder):
+        return _train_in(folder, built, place, {"id": folder.name, "name": folder.parent.name, "seconds": 0.0})
+
+
+def _train_in(folder: Path, built: Built, place: Place, info: dict[str, Any], saved: Saved | None = None) -> Run:
+    info |= {"command": place.command, "status": "running", **describe(built)}
     write_whole(folder / "run.json", to_json(info))
-    started = time.monotonic()
+    started, before = time.monotonic(), info["seconds"]
     try:
-        info |= _fit(built, folder, place)
+        info |= _fit(built, folder, place, saved)
         info["status"] = "finished"
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Interrupted) as error:
         info["status"] = "interrupted"
-        raise Interrupted(_what_is_left(folder)) from error
+        raise Interrupted(_what_is_left(folder), getattr(error, "code", 130)) from error
     except BaseException as error:
         info |= {"status": "failed", "error": str(error) or type(error).__name__}
         (folder / f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S}.log").write_text(traceback.format_exc(), encoding="utf-8")
         raise
     finally:
-        info["seconds"] = time.monotonic() - started
+        info["seconds"] = before + time.monotonic() - started
         write_whole(folder / "run.json", to_json(info))
     _finish_summary(folder, info)
     _draw(Run(folder))
@@ -224,17 +225,78 @@ def train_built(built: Built, place: Place) -> Run:
 
 def _what_is_left(folder: Path) -> str:
     saved = checkpoint.steps(folder)
-    if not saved:
-        return f"interrupted ({folder}): before its first checkpoint. Lower trainer.eval_every to have one sooner"
-    return f"interrupted ({folder}): its last checkpoint is of step {saved[-1]}. Evaluate it with: moe eval {folder}"
+    found = f"its last checkpoint is of step {saved[-1]}" if saved else "before its first checkpoint"
+    return f"interrupted ({folder}): {found}. Go on with: moe train --resume {folder}"
 
 
-def _fit(built: Built, folder: Path, place: Place) -> dict[str, Any]:
+# What may change when a run goes on: none of these changes what a step computes but its learning rate.
+MAY_CHANGE = (
+    "trainer.steps",
+    "trainer.eval_every",
+    "trainer.checkpoint_every",
+    "trainer.patience",
+    "device",
+    "threads",
+)
+
+
+def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
+    """Go on where a run stopped, to the same bits as if it never had (same machine, torch and threads).
+
+    A finished run is left as it is unless ``trainer.steps`` is raised.  Raises ArtifactError where the
+    configuration, torch's idea of the model or every checkpoint differs, DataError where the data does,
+    ConflictError where another process trains it.
+    """
+    found = Run(Path(run))
+    stored = config.read(found.path / "config.yaml")
+    settings = config.amend(stored, words)
+    _refuse_other_run(stored, settings)
+    with locked(found.path):
+        saved, passed = checkpoint.latest(found.path)
+        if saved and found.info["status"] == "finished" and saved.step >= settings["trainer"]["steps"]:
+            return found
+        built = assemble(Composed(settings, frozenset()))
+        if built.task.fingerprint != found.info["fingerprint"]:
+            raise DataError(f"{found.path}: the task's data is not what it began with. Restore the data, or train anew")
+        built.warnings += [*passed, *_other_machine(built, found.info)]
+        write_whole(found.path / "config.yaml", config.to_yaml(built.config).encode())
+        place = Place(quiet=quiet, command=found.info["command"])
+        return _train_in(found.path, built, place, _carried(found.info, words), saved)
+
+
+def _carried(info: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """What stays of the run's own story, with this attempt added."""
+    attempts = [
+        *info.get("attempts", []),
+        {"status": info["status"], "seconds": info.get("seconds"), "changed": list(words)},
+    ]
+    return {"id": info["id"], "name": info["name"], "seconds": info.get("seconds") or 0.0, "attempts": attempts}
+
+
+def _refuse_other_run(stored: Config, settings: Config) -> None:
+    before, after = dict(config.flatten(stored)), dict(config.flatten(settings))
+    changed = [k for k in {**before, **after} if before.get(k) != after.get(k) and k not in MAY_CHANGE]
+    if changed:
+        raise ArtifactError(
+            f"--resume with {', '.join(changed[:3])} changed: that is another run. Leave it as it was "
+            f"(only {', '.join(MAY_CHANGE)} may change), or train anew"
+        )
+
+
+def _other_machine(built: Built, info: dict[str, Any]) -> list[str]:
+    now = describe(built)
+    differing = [f"{key} {info[key]} -> {now[key]}" for key in ("threads", "device") if info[key] != now[key]]
+    if info["versions"]["torch"] != now["versions"]["torch"]:
+        differing.append(f"torch {info['versions']['torch']} -> {now['versions']['torch']}")
+    return [f"bit-exactness is not promised: {', '.join(differing)}"] if differing else []
+
+
+def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[str, Any]:
     record = Recorder(folder, view(folder / "log.txt", place.quiet))
     try:
         for text in built.warnings:
             record.warn(text)
-        best = build(built.config["trainer"]).fit(job(built, record))
+        best = build(built.config["trainer"]).fit(job(built, record, saved), saved)
     finally:
         record.close()
     tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{best.step:08d}")
@@ -244,9 +306,9 @@ def _fit(built: Built, folder: Path, place: Place) -> dict[str, Any]:
     return {"best_step": best.step, "warnings": record.progress.warnings}
 
 
-def job(built: Built, record: Recorder) -> Job:
+def job(built: Built, record: Recorder, saved: Saved | None = None) -> Job:
     settings = built.config
-    if settings["init"]:
+    if settings["init"] and saved is None:
         source = load(settings["init"])
         checkpoint.restore(built.model, source.model.state_dict(), f"init={settings['init']}")
 

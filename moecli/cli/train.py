@@ -22,6 +22,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="Folder of the run below the root; else task and router.")] = None,
     runs: Runs = None,
     config: Annotated[Path | None, typer.Option(help="A run's config.yaml to repeat, KEY=VALUE laid over it.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with; only lengths may change.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build and measure, but do not train.")] = False,
     cfg: Annotated[bool, typer.Option("--cfg", help="Print the composed configuration and stop.")] = False,
     plugin: Plugin = None,
@@ -32,6 +33,9 @@ def train(
     use(plugin)
     if name is not None:
         check_name(name)
+    if resume is not None:
+        _resume(resume, words or [], quiet, json)
+        return
     composed = _composed(words or [], config)
     if cfg:
         from moecli.config import to_yaml
@@ -48,7 +52,16 @@ def train(
         return
     if not place.quiet:
         show_lines(terminal.header(engine.describe(built)))
-    finished = engine.train_built(built, place)
+    _tell(engine.train_built(built, place), quiet, json)
+
+
+def _resume(folder: Path, words: list[str], quiet: bool, json: bool) -> None:
+    from moecli import run as engine
+
+    _tell(engine.resume(folder, *words, quiet=quiet or json), quiet, json)
+
+
+def _tell(finished, quiet: bool, json: bool) -> None:  # a record.folder.Run, imported late
     if json:
         sys.stdout.write((finished.path / "summary.json").read_text(encoding="utf-8"))
     elif not quiet:

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,34 @@ def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     return tensors, json.loads(contents["state.json"])
 
 
+@dataclass(frozen=True)
+class Saved:
+    """An intact checkpoint, read."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def latest(folder: Path) -> tuple[Saved | None, list[str]]:
+    """The newest intact checkpoint of a run, and why each newer one was passed over; None where there is none.
+
+    Damaged ones are moved aside, so that the same step can be saved again.
+    Raises ArtifactError where there are checkpoints but none is intact.
+    """
+    passed: list[str] = []
+    for step in reversed(steps(folder)):
+        path = folder / "checkpoints" / f"step-{step:08d}"
+        try:
+            return Saved(step, *load(path)), passed
+        except ArtifactError as error:
+            passed.append(str(error))
+            path.rename(path.with_name(f"damaged-{path.name}-{secrets.token_hex(4)}"))
+    if passed:
+        raise ArtifactError(f"{folder}: none of its {len(passed)} checkpoints is intact ({passed[0]}). Train it anew")
+    return None, passed
+
+
 def restore(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into the model's own memory.  Raises ArtifactError where names or shapes differ."""
     own = model.state_dict()
@@ -125,3 +154,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as named tensors: ``<parameter index>.<key>``."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items() if v is not None}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put named tensors back; each is copied, because arithmetic depends on where memory is aligned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -98,6 +98,15 @@ class LineFile:
         while data:
             data = data[os.write(self.descriptor, data) :]
 
+    @property
+    def length(self) -> int:
+        """Bytes written so far."""
+        return os.fstat(self.descriptor).st_size
+
+    def cut(self, length: int) -> None:
+        """Forget what was appended after a checkpoint."""
+        os.ftruncate(self.descriptor, length)
+
     def close(self) -> None:
         os.close(self.descriptor)
 

@@ -20,8 +20,22 @@ class Recorder:
         self.metrics, self.timing = LineFile(folder / "metrics.jsonl"), LineFile(folder / "timing.jsonl")
         self.trace, self.progress = Trace(folder), Progress()
 
-    def begin(self, steps: int) -> None:
-        self.progress = Progress(steps=steps)
+    def begin(self, steps: int, first: int = 0) -> None:
+        """From the start, whatever an attempt without a checkpoint left is cut."""
+        if first == 0:
+            self.rewind(0, {"metrics": 0, "timing": 0})
+        self.progress = Progress(step=first, steps=steps, first=first, warnings=self.progress.warnings)
+
+    def position(self) -> dict[str, int]:
+        """Where the files stand, for a checkpoint; the trace is written up to here."""
+        self.trace.flush()
+        return {"metrics": self.metrics.length, "timing": self.timing.length}
+
+    def rewind(self, step: int, position: Mapping[str, int]) -> None:
+        """Cut the files to what a checkpoint of ``step`` had seen."""
+        self.metrics.cut(position["metrics"])
+        self.timing.cut(position["timing"])
+        self.trace.rewind(step)
 
     def step(self, step: int, values: Mapping[str, float], usages: Mapping[str, Usage]) -> None:
         """Training values of one step (losses as they are, without weights), and who worked."""

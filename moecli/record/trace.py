@@ -44,6 +44,12 @@ class Trace:
                 self._write(layer, f"usage-{steps[0]:08d}", {"step": np.array(steps), **fields})
         self.pending = {layer: [] for layer in self.pending}
 
+    def rewind(self, step: int) -> None:
+        """Remove what was recorded from ``step`` on."""
+        for file in self.folder.glob("*/*-*.npz"):
+            if int(file.stem.rsplit("-", 1)[1]) >= step and file.stem.startswith("usage"):
+                file.unlink()
+
     def tokens(self, step: int, split: str, layer: str, seen: list[dict[str, np.ndarray]]) -> None:
         """``seen`` are the parts that ``assignments`` made of each batch."""
         joined = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}

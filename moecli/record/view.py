@@ -22,6 +22,7 @@ class Progress:
 
     step: int = 0
     steps: int = 1
+    first: int = 0  # where this attempt began
     values: dict[str, float] = field(default_factory=dict)
     headline: str = ""
     valid: str = ""  # "valid accuracy 0.972 (chance 0.100, best 0.974)"
@@ -33,7 +34,7 @@ class Progress:
     @property
     def left(self) -> str:
         passed = time.monotonic() - self.started
-        seconds = round(passed / max(self.step, 1) * (self.steps - self.step))
+        seconds = round(passed / max(self.step - self.first, 1) * (self.steps - self.step))
         return f"{seconds // 60}:{seconds % 60:02d} left"
 
     @property

@@ -11,13 +11,14 @@ from torch import Tensor
 from moecli.errors import NumericalFailure
 from moecli.mixture import Mixture, MixtureDensity
 from moecli.models.layer import expert_table
+from moecli.record.checkpoint import Saved
 from moecli.routing import Tokens
 from moecli.training.gradient import Best, Job, Judge
 from moecli.types import NonNegativeFloat, PositiveInt
 
 
 class Em:
-    """Soft EM on all training rows (Jordan & Jacobs, 1994); it stops where the likelihood rises by less than ``tolerance``.
+    """Soft EM on all training rows (Jordan & Jacobs, 1994), until the likelihood rises by less than ``tolerance``.
 
     The curve ``joint_nll`` is what EM lowers at every iteration: -log p(y, x) where the gate models x,
     and -log p(y | x) elsewhere.
@@ -29,8 +30,11 @@ class Em:
     def __init__(self, steps: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-6):
         self.steps, self.tolerance = steps, tolerance
 
-    def fit(self, job: Job) -> Best:
-        """Fit ``job.model`` in place.  Raises NumericalFailure where the likelihood is not finite."""
+    def fit(self, job: Job, saved: Saved | None = None) -> Best:
+        """Fit ``job.model`` in place, from its start: iterations are few and quick.
+
+        Raises NumericalFailure where the likelihood is not finite.
+        """
         layer: MixtureDensity = job.model.mixtures["layer0"]  # type: ignore[assignment]  # needs: family
         data = job.task.train_batch(0, job.task.sizes["train"], job.seed).to(job.device)
         judge, before = Judge(job), float("inf")

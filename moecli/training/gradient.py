@@ -11,17 +11,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from moecli.errors import NumericalFailure, UsageError
+from moecli.errors import Interrupted, NumericalFailure, UsageError
 from moecli.losses.objective import Objective
 from moecli.models.model import Model
 from moecli.models.size import sample
 from moecli.record import checkpoint
+from moecli.record.checkpoint import Saved
 from moecli.record.recorder import Recorder
 from moecli.routing import Router, Usage
 from moecli.tasks.task import Task
 from moecli.training.evaluate import evaluate
 from moecli.training.health import Health
 from moecli.training.schedules import Constant
+from moecli.training.stop import listening
 from moecli.types import PositiveFloat, PositiveInt
 
 LOOK = 4  # steps between two looks at who works
@@ -76,21 +78,23 @@ class Gradient:
         self.checkpoint_every = checkpoint_every or self.eval_every
         self.autocast, self.phases = autocast == "bfloat16", _starts(phases or [], steps)
 
-    def fit(self, job: Job) -> Best:
-        """Train ``job.model`` in place; returns the best step and its value on the validation split.
+    def fit(self, job: Job, saved: Saved | None = None) -> Best:
+        """Train ``job.model`` in place, on from a checkpoint where one is given; returns the best evaluation.
 
-        Raises NumericalFailure before the step that a loss or gradient is not finite in.
+        Raises NumericalFailure before the step that a loss or gradient is not finite in, and Interrupted
+        with everything saved where a signal asked to stop.
         """
-        loop = _Loop(self, job)
-        for step in range(self.steps):
-            loop.train(step)
-            if (step + 1) % self.eval_every == 0 or step + 1 == self.steps:
-                loop.evaluate(step + 1)
-            elif (step + 1) % self.checkpoint_every == 0:
-                loop.save(step + 1)
-            if self.patience and loop.since_best >= self.patience:
-                break
-        return loop.best
+        with listening() as stop:
+            loop = _Loop(self, job, saved)
+            for step in range(loop.first, self.steps):
+                loop.train(step)
+                loop.keep(step + 1)
+                if self.patience and loop.since_best >= self.patience:
+                    break
+                if stop.signal is not None and step + 1 < self.steps:
+                    loop.save(step + 1)
+                    raise Interrupted(f"stopped after step {step + 1} of {self.steps}", 128 + stop.signal)
+            return loop.best
 
 
 class Judge:
@@ -114,24 +118,66 @@ class Judge:
         self.save(step)
 
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
-        tensors = {"model": self.job.model.state_dict(), **more}
-        checkpoint.save(self.job.record.folder, step, tensors, {"best_step": self.best.step})
-        checkpoint.prune(self.job.record.folder, self.best.step)
+        record, best = self.job.record, self.best
+        tensors = {"model": self.job.model.state_dict(), "random": random_state(), **more}
+        state = {"best": [best.step, best.value], "since_best": self.since_best, "position": record.position()}
+        checkpoint.save(record.folder, step, tensors, state)
+        checkpoint.prune(record.folder, best.step)
+
+
+def random_state() -> dict[str, Tensor]:
+    """Of every generator that noise and dropout draw from."""
+    cuda = (
+        {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        if torch.cuda.is_available()
+        else {}
+    )
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def restore_random_state(tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["cpu"].clone())
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{index}"].clone(), index)
 
 
 class _Loop(Judge):
     """The state of one training."""
 
-    def __init__(self, plan: Gradient, job: Job):
+    def __init__(self, plan: Gradient, job: Job, saved: Saved | None):
         super().__init__(job)
-        self.plan, self.health = plan, Health()
+        self.plan, self.health, self.first = plan, Health(), saved.step if saved else 0
         self.optimizer = job.optimizer(job.model.parameters())
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
         self.stateful = {n: r for n, r in self.routers.items() if type(r).after_step is not Router.after_step}
         self.note_every = min(LOOK * max(1, plan.steps // (LOOK * POINTS)), LOOK * math.ceil(plan.eval_every / LOOK))
-        job.record.begin(plan.steps)
-        self._prepare()
+        job.record.begin(plan.steps, self.first)
+        if saved is None:
+            self._prepare()
+        else:
+            self._go_on(saved)
+
+    def _go_on(self, saved: Saved) -> None:
+        """Everything as it was when the checkpoint was written."""
+        checkpoint.restore(self.job.model, saved.tensors["model"], str(self.job.record.folder))
+        checkpoint.restore_optimizer(self.optimizer, saved.tensors["optimizer"])
+        restore_random_state(saved.tensors["random"])
+        best_step, value = saved.state["best"]
+        self.best = Best(best_step, math.nan if value is None else value)
+        self.since_best = saved.state["since_best"]
+        self.job.record.rewind(saved.step, saved.state["position"])
+        begun = [start for start in self.plan.phases if start < saved.step]
+        if begun:
+            _thaw(self.job.model, self.plan.phases[max(begun)])
+
+    def keep(self, step: int) -> None:
+        """Evaluate or save, where it is time to."""
+        if step % self.plan.eval_every == 0 or step == self.plan.steps:
+            self.evaluate(step)
+        elif step % self.plan.checkpoint_every == 0:
+            self.save(step)
 
     def _prepare(self) -> None:
         first = self.job.task.train_batch(0, self.plan.batch_size, self.job.seed).to(self.job.device)

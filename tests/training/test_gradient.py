@@ -59,7 +59,7 @@ def test_a_stored_configuration_repeats_the_run(first, tmp_path):
 def test_the_run_folder_holds_what_its_readme_says(first):
     names = {path.name for path in first.path.iterdir()}
     assert names == {
-        "config.yaml", "run.json", "metrics.jsonl", "timing.jsonl", "routing", "checkpoints", "summary.json", "plots", "log.txt",
+        "config.yaml", "run.json", "metrics.jsonl", "timing.jsonl", "routing", "checkpoints", "summary.json", "plots", "log.txt", ".lock",
     }  # fmt: skip
     assert first.info["status"] == "finished" and first.summary["metrics"].keys() >= {"test/accuracy", "valid/accuracy"}
     assert set(first.summary["chance"]) <= set(first.summary["metrics"])
