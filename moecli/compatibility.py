@@ -70,10 +70,10 @@ def router_part(name: str, router: Router, training: bool = False) -> Part:
     return Part(name, needs, router.gives | claims, router.why_not())
 
 
-def refusals(parts: Sequence[Part]) -> list[str]:
-    """One sentence for each need that no part gives: ``what (where): why. what to do``."""
+def refusals(parts: Sequence[Part], asking: Part | None = None) -> list[str]:
+    """One sentence for each need, of one part or of all, that no part gives: ``what (where): why. what to do``."""
     given = frozenset().union(*(p.gives for p in parts))
-    return [_sentence(need, p, parts) for p in parts for need in sorted(p.needs - given)]
+    return [_sentence(need, p, parts) for p in ([asking] if asking else parts) for need in sorted(p.needs - given)]
 
 
 def _sentence(need: str, asking: Part, parts: Sequence[Part]) -> str:

@@ -292,6 +292,8 @@ def _whole_layers(config: Config) -> Config:
                 raise UsageError(
                     f"model.layers.{layer}.{group}: no such key. A layer may change router, gate, expert, num_experts"
                 )
+            if group == "num_experts":
+                value = _value(f"model.layers.{layer}.{group}", value, _settings()[group], "configuration")
             named = isinstance(value, str)
             merged = {**(config[group] or {}), **value} if isinstance(value, dict) else value
             whole[layer][group] = option_node(group, value) if named else merged

@@ -66,8 +66,8 @@ class Mixture:
     @property
     def variance(self) -> Tensor:
         """Of the mixture: mean of the variances plus variance of the means, (N, Y)."""
-        second = self.components.variance + self.row_mean.square()
-        return self.routing.plan.combine(second) - self.mean.square()
+        plan = self.routing.plan
+        return plan.combine(self.components.variance + (self.row_mean - plan.dispatch(self.mean)).square())
 
     def joint(self, y: Tensor) -> Tensor:
         """Log p(e | x) + log p_e(y | x): targets (N, ...) -> (N, E), -inf where there is no edge."""

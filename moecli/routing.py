@@ -80,9 +80,17 @@ class Usage:
         return 1 - float(self.served.sum() / self.asked.sum().clamp_min(1e-12))
 
 
-def counted(plan: Plan) -> Tensor:
-    """Edges (int64) of a sparse plan, mass of a dense or slot plan: (E,)."""
-    return plan.groups.counts if isinstance(plan, Sparse) else plan.weights.detach().sum(0)
+def counted(asked: Plan, served: Plan) -> tuple[Tensor, Tensor]:
+    """What both plans ask of each expert, in one unit: edges (int64) of sparse plans, else mass; (E,) each."""
+    if isinstance(asked, Sparse) and isinstance(served, Sparse):
+        return asked.groups.counts, served.groups.counts
+    return asked.weights.detach().sum(0), served.weights.detach().sum(0)
+
+
+def fair_share(work: Tensor, factor: float, num_experts: int) -> Tensor:
+    """``factor`` times an expert's even part of ``work`` (G,) int64, rounded up, at least one: (G,) int64."""
+    share = work.double() * min(factor, num_experts) / num_experts
+    return (share - 1e-9).ceil().clamp_min(1).long()  # a whole number stays one, whatever the rounding
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -110,7 +118,7 @@ class Routing:
         first = probs.new_zeros(e, dtype=torch.int64)
         first = first.index_add(0, probs.argmax(-1), torch.ones_like(self.example))
         mass = self.plan.weights.detach().sum(0)
-        return Usage(counted(self.asked), counted(self.plan), first, mass, entropy(probs).sum(), len(probs))
+        return Usage(*counted(self.asked, self.plan), first, mass, entropy(probs).sum(), len(probs))
 
 
 @dataclass(frozen=True)
@@ -155,8 +163,7 @@ class Capacity:
         _, group, size = tokens.group.unique(return_inverse=True, return_counts=True)
         group = group[plan.token]  # (R,)
         edges = torch.zeros_like(size).index_add(0, group, torch.ones_like(group))  # (G,)
-        fair = (edges * min(factor, plan.num_experts) / plan.num_experts).ceil()
-        limit = fair.clamp_min(1).minimum(size)  # (G,) at least one, at most the whole group
+        limit = fair_share(edges, factor, plan.num_experts).minimum(size)  # (G,)
         order = self._priority(plan)
         queue = (plan.expert * len(size) + group)[order]
         order, queue = order[queue.argsort(stable=True)], queue.sort(stable=True).values

@@ -40,6 +40,7 @@ from moecli.training.health import effective_experts
 if TYPE_CHECKING:
     import pandas
 
+PREDICTED_AT_ONCE = 256
 ALL_THREADS = torch.get_num_threads()
 SMALL_STEP = 1e8  # FLOPs of a forward pass
 MOST_REMOVALS = 64  # experts taken out one by one at the end; above that only a run's own question is worth the time
@@ -85,13 +86,14 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
         Run(Path(settings["init"]))  # refused before any work, where it is none
     task = task or build_task(composed)
     settings = _with_family(settings, task)
+    _refuse_idle(settings, composed.explicit)
     _refuse_other_inputs(settings, task)
     torch.manual_seed(settings["seed"])
     parts = Parts(settings)
     model: Model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
     _drop_unused(settings, parts.used, composed.explicit)
     terms = {name: build(node) for name, node in settings["auxiliary"].items()}
-    warnings = check_fit(settings, task, model, terms)
+    warnings, idle = check_fit(settings, task, model, terms)
     first = task.train_batch(0, settings["trainer"].get("batch_size", 128), settings["seed"])
     if model.is_twin:
         make_twin(model, first.x)
@@ -100,7 +102,7 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     size = measure(model, first.x.to(device))
     tokens = first.x.numel() if "sequence" in task.gives else len(first.x)
     torch.set_num_threads(settings["threads"] or fitting_threads(size.flops * tokens))
-    return Built(settings, task, model, Objective(build(settings["objective"]), terms), size, device, warnings)
+    return Built(settings, task, model, Objective(build(settings["objective"]), terms, idle), size, device, warnings)
 
 
 def pick_device(name: str) -> torch.device:
@@ -132,6 +134,16 @@ def _refuse_other_inputs(settings: Config, task: Task) -> None:
     compatibility.refuse([data, model])
 
 
+def _refuse_idle(settings: Config, explicit: frozenset[str]) -> None:
+    """A trainer that takes no optimizer, schedule or auxiliary terms refuses those the user set."""
+    trainer = config.part_class(settings["trainer"])
+    for group in sorted(explicit & (frozenset({"optimizer", "schedule", "auxiliary"}) - trainer.uses)):
+        name = settings["choices"]["trainer"]
+        raise UsageError(
+            f"{group} (command line): trainer={name} takes none, so nothing would use it. Leave it out, or use trainer=gradient"
+        )
+
+
 def _drop_unused(settings: Config, used: set[str], explicit: frozenset[str]) -> None:
     for group in ("gate", "family"):
         if group in used:
@@ -146,27 +158,49 @@ def _drop_unused(settings: Config, used: set[str], explicit: frozenset[str]) -> 
         settings[group] = settings["choices"][group] = None
 
 
-def check_fit(settings: Config, task: Task, model: Model, terms: dict[str, Any]) -> list[str]:
-    """Refuse what does not fit, layer by layer; returns what is only worth a warning."""
-    choices, warnings = settings["choices"], []
+def check_fit(
+    settings: Config, task: Task, model: Model, terms: dict[str, Any]
+) -> tuple[list[str], dict[str, frozenset[str]]]:
+    """Refuse what does not fit, layer by layer.
+
+    Returns what is only worth a warning, and for each term the layers that it has nothing to act on in.
+    """
+    choices = settings["choices"]
     leaks = frozenset({"causal"}) if model.allow_leak else frozenset()
     fixed = [
         compatibility.Part(f"task={choices['task']}", frozenset(task.needs) - leaks, frozenset(task.gives)),
         compatibility.part(f"model={choices['model']}", model),
         compatibility.part(f"trainer={choices['trainer']}", config.part_class(settings["trainer"])),
-        *(compatibility.part(f"auxiliary={name}", term) for name, term in terms.items() if not model.is_twin),
     ]
-    for name, layer in model.mixtures.items():
-        label = f"router={choices['router']}" if name not in model.overrides else f"router of {name}"
-        parts = [compatibility.part(f"family={choices['family']}", layer.family)] if hasattr(layer, "family") else []
-        gate = getattr(layer.router, "gate", None)
-        parts += [compatibility.part(f"gate={choices['gate']}", gate)] if gate is not None else []
-        parts += [compatibility.part(f"expert={choices['expert']}", layer.experts)]
-        router = compatibility.router_part(label, layer.router)
-        compatibility.refuse([*fixed, router, *parts])
-        if "causal" in task.needs and not layer.router.claims(training=True).causal:
-            warnings.append(f"{name}: {label} lets a token see the future in training (not in evaluation)")
-    return warnings
+    layers = {name: _layer_parts(settings, model, name) for name in model.mixtures}
+    active = {} if model.is_twin else {n: compatibility.part(f"auxiliary={n}", term) for n, term in terms.items()}
+    idle = {
+        term: frozenset(n for n, parts in layers.items() if compatibility.refusals([*fixed, *parts, part], asking=part))
+        for term, part in active.items()
+    }
+    for name, parts in layers.items():
+        here = [part for term, part in active.items() if name not in idle[term] or len(idle[term]) == len(layers)]
+        compatibility.refuse([*fixed, *parts, *here])
+    return [text for name in layers for text in _leak_in_training(task, model, name)], idle
+
+
+def _layer_parts(settings: Config, model: Model, name: str) -> list[compatibility.Part]:
+    """Router, gate, experts and family of one layer."""
+    choices, layer = settings["choices"], model.mixtures[name]
+    label = f"router={choices['router']}" if name not in model.overrides else f"router of {name}"
+    parts = [
+        compatibility.router_part(label, layer.router),
+        compatibility.part(f"expert={choices['expert']}", layer.experts),
+    ]
+    gate, family = getattr(layer.router, "gate", None), getattr(layer, "family", None)
+    parts += [compatibility.part(f"gate={choices['gate']}", gate)] if gate is not None else []
+    return parts + ([compatibility.part(f"family={choices['family']}", family)] if family is not None else [])
+
+
+def _leak_in_training(task: Task, model: Model, name: str) -> list[str]:
+    if "causal" not in task.needs or model.mixtures[name].router.claims(training=True).causal:
+        return []
+    return [f"{name}: its router lets a token see the future in training"]
 
 
 # -- train ------------------------------------------------------------------------------------
@@ -309,8 +343,7 @@ def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[
 def job(built: Built, record: Recorder, saved: Saved | None = None) -> Job:
     settings = built.config
     if settings["init"] and saved is None:
-        source = load(settings["init"])
-        checkpoint.restore(built.model, source.model.state_dict(), f"init={settings['init']}")
+        checkpoint.restore(built.model, best_weights(Run(Path(settings["init"]))), f"init={settings['init']}")
 
     def optimizer(params: Any) -> torch.optim.Optimizer:
         return build(settings["optimizer"], params=params)
@@ -520,12 +553,13 @@ def dry_run(built: Built) -> list[str]:
     lines = [f" {name}: {tuple(p.shape)}" for name, p in built.model.named_parameters()]
     settings, info = built.config["trainer"], describe(built)
     state = 4 * 4 * built.size.total  # float32 weights, gradients and two moments
-    steps, seconds = settings["steps"], _seconds_per_step(built, settings["batch_size"])
+    size = settings.get("batch_size", built.task.sizes["train"])
+    steps, seconds = settings["steps"], _seconds_per_step(built, size)
     return [
         *terminal.header(info),
         *lines,
-        f" memory: {state / 1e6:.1f} MB for weights, gradients and the optimizer's state",
-        f" time: about {steps * seconds:.0f} s for {steps} steps of {settings['batch_size']}, evaluation and pictures apart",
+        f" memory: {state / 1e6:.1f} MB for weights, gradients and two moments, activations apart",
+        f" time: about {steps * seconds:.0f} s for {steps} steps of {size}, evaluation and pictures apart",
         *(f" warning: {text}" for text in built.warnings),
     ]
 
@@ -540,6 +574,15 @@ def _seconds_per_step(built: Built, batch_size: int, steps: int = 4) -> float:
         times.append(time.perf_counter() - started)
     built.model.zero_grad()
     return min(times[1:])
+
+
+def best_weights(run: Run) -> dict[str, torch.Tensor]:
+    """Of a run's best checkpoint, or its last where it has not finished.  Raises ArtifactError."""
+    steps = checkpoint.steps(run.path)
+    if not steps:
+        raise ArtifactError(f"{run.path}: it has no checkpoint yet. Let the run reach its first evaluation")
+    tensors, _ = checkpoint.load(run.path / "checkpoints" / f"step-{run.info.get('best_step') or steps[-1]:08d}")
+    return tensors["model"]
 
 
 # -- read again -------------------------------------------------------------------------------
@@ -570,12 +613,13 @@ def load(run: Path | str, words: Sequence[str] = ()) -> Loaded:
     found = Run(Path(run))
     settings = config.amend(config.read(found.path / "config.yaml"), words)
     built = assemble(Composed(settings, frozenset()))
-    steps = checkpoint.steps(found.path)
-    if not steps:
-        raise ArtifactError(f"{found.path}: it has no checkpoint yet. Let the run reach its first evaluation")
-    step = found.info.get("best_step") or steps[-1]
-    tensors, _ = checkpoint.load(found.path / "checkpoints" / f"step-{step:08d}")
-    checkpoint.restore(built.model, tensors["model"], str(found.path))
+    other_data = built.task.fingerprint != found.info["fingerprint"]
+    if other_data and (built.task.fitted or not any(word.startswith("task") for word in words)):
+        raise ArtifactError(
+            f"{found.path}: the task's data is not what the run was fitted to, so its features would mean something "
+            "else. Restore the data; for new rows use: moe predict"
+        )
+    checkpoint.restore(built.model, best_weights(found), str(found.path))
     return Loaded(found, built.config, built.task, built.model, built.device)
 
 
@@ -598,12 +642,19 @@ def predictions(loaded: Loaded, file: Path) -> pandas.DataFrame:
     """
     import pandas
 
-    x, columns = loaded.task.new_rows(file)
+    x, given = loaded.task.new_rows(file)
     loaded.model.eval()
-    with torch.no_grad():
-        output = loaded.model(x.to(loaded.device))
-    columns |= loaded.task.kind.answer(output.prediction)
+    answers = [_answer(loaded, part) for part in x.split(PREDICTED_AT_ONCE)]
+    columns = {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
+    return pandas.DataFrame({**given, **columns})
+
+
+@torch.no_grad()
+def _answer(loaded: Loaded, x: torch.Tensor) -> dict[str, list[Any]]:
+    output = loaded.model(x.to(loaded.device))
+    columns = loaded.task.kind.answer(output.prediction)
     for name, routing in output.routings.items():
         weight, expert = routing.plan.weights.max(-1)
-        columns |= {f"{name} expert": expert.tolist(), f"{name} weight": weight.tolist()}
-    return pandas.DataFrame(columns)
+        served = [e if w > 0 else None for e, w in zip(expert.tolist(), weight.tolist(), strict=True)]
+        columns |= {f"{name} expert": served, f"{name} weight": weight.tolist()}
+    return columns

@@ -163,6 +163,7 @@ def test_the_matrix_agrees_with_assembly(router, text):
         words += [f"task.path={text}"] if "task=text" in words else []
         outcome = attempt(words)
         assert (outcome is None) == (refusal is None), f"{words}: matrix {refusal!r}, assembly {outcome!r}"
+        assert outcome is None or matrix.why(outcome) == matrix.why(refusal), (outcome, refusal)
 
 
 def attempt(words: list[str]) -> str | None:

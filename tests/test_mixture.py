@@ -391,3 +391,15 @@ def test_an_empty_component_keeps_its_place():
     family = Gaussian(2, 2).double()
     family.fit(torch.zeros(50, 2, 2, dtype=F64), y, resp)
     assert family.scale.isfinite().all()
+
+
+def test_the_spread_of_a_tight_mixture_survives_float32():
+    """All experts at 3.1 with scale 1e-3: the squares of 3.1 cancel only where the mean is taken off first."""
+    layer = MixtureDensity(router("dense").float(), experts("linear", out=1).float(), Gaussian(1, EXPERTS))
+    with torch.no_grad():
+        layer.experts.weight.zero_()
+        layer.experts.bias.fill_(3.1)
+        layer.family.log_scale.fill_(math.log(1e-3))
+    t = tokens(5)
+    spread = layer(with_x(t, t.x.float())).variance.sqrt()
+    assert torch.allclose(spread, torch.full((5, 1), 1e-3), rtol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from moecli.config import build, option_node, registry
 from moecli.errors import UsageError
 from moecli.experts.linear import Linear
 from moecli.plan import Dense, Slots, Sparse
-from moecli.routing import Capacity, Remove, Tokens, Usage
+from moecli.routing import Capacity, Remove, Tokens, Usage, fair_share
 
 EXPERTS, DIM, VOCAB = SMALL["num_experts"], SMALL["dim"], SMALL["vocab_size"]
 
@@ -301,3 +302,17 @@ def test_prepare_and_after_step_are_no_ops_by_default():
     router.prepare(tokens)
     router.after_step(router.double()(tokens).usage)
     assert all(torch.equal(before[n], v.float()) for n, v in router.state_dict().items())
+
+
+@settings(max_examples=200, deadline=None)
+@given(size=st.integers(1, 200), tenths=st.integers(1, 60), num_experts=st.integers(1, 16))
+def test_the_fair_share_is_that_of_exact_fractions(size, tenths, num_experts):
+    """25 tokens on 3 experts at factor 1.2 are 10, where float32 said 11."""
+    exact = math.ceil(min(Fraction(tenths, 10), num_experts) * size / num_experts)
+    assert int(fair_share(torch.tensor([size]), tenths / 10, num_experts)) == max(exact, 1)
+
+
+def test_drops_of_a_dense_router_are_counted_in_one_unit():
+    """Half the capacity of each expert: half of the mass at most is served, and never more than was asked."""
+    usage = made("dense", capacity_factor=0.5)(sequences(1, 8)).usage
+    assert 0.2 < usage.dropped < 0.8 and usage.asked.sum().item() == pytest.approx(8)

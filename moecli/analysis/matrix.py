@@ -94,13 +94,13 @@ def lines() -> list[str]:
     for cell in cells():
         table.setdefault(cell.column, {})[cell.router] = cell.refusal or ""
     routers = list(registry()["router"])
-    reasons = list(dict.fromkeys(_why(r) for row in table.values() for r in row.values() if r))
+    reasons = list(dict.fromkeys(why(r) for row in table.values() for r in row.values() if r))
     widths = [max(len(router), 3) for router in routers]
     head = " " * 28 + "  ".join(routers)
     body = []
     for column, row in table.items():
         marks = [
-            ("✓" if not row[r] else str(reasons.index(_why(row[r])) + 1)).ljust(w)
+            ("✓" if not row[r] else str(reasons.index(why(row[r])) + 1)).ljust(w)
             for r, w in zip(routers, widths, strict=True)
         ]
         body.append(f"{column:28s}{'  '.join(marks)}".rstrip())
@@ -108,7 +108,7 @@ def lines() -> list[str]:
     return [head, *body, *claims, "", *(f"{number:3d}  {reason}" for number, reason in enumerate(reasons, 1))]
 
 
-def _why(refusal: str) -> str:
+def why(refusal: str) -> str:
     """The sentence without the names it begins with, which the table shows."""
     return refusal.partition("): ")[2]
 

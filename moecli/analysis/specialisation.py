@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
 Floats = NDArray[np.floating]
+FEWEST_UNITS = 8  # below which permutations mostly repeat what was observed
 PERMUTATIONS = 100  # of the documents, for a chance level
 
 
@@ -63,12 +64,15 @@ def nmi_against_chance(first: Ints, label: Ints, document: Ints, seed: int = 0) 
     """NMI of each token's first expert and a label; chance permutes whole documents, not tokens.
 
     Tokens of one document are not independent, so a token-wise null would call everything significant.
+    With fewer than eight documents there is no chance level to tell: NaN.
     """
     served = first >= 0
     first, label, document = first[served], label[served], document[served]
     order = np.argsort(document, kind="stable")
     first, label = first[order], label[order]
     blocks = np.split(label, np.flatnonzero(np.diff(document[order])) + 1)
+    if len(blocks) < FEWEST_UNITS:
+        return AgainstChance(nmi(first, label), float("nan"), float("nan"))
     draw = np.random.default_rng(seed)
     null = [nmi(first, _shuffled(blocks, draw)) for _ in range(PERMUTATIONS)]
     return AgainstChance(nmi(first, label), float(np.mean(null)), float(np.std(null)))

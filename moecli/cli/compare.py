@@ -40,8 +40,10 @@ def compare(
     else:
         print("\n".join(columns(tables.table(comparison), left=[0])))
         print(
-            " mean ± half width of the 95 % interval over the n runs of a row; balance CV and NMI are means over layers"
+            " mean ± half width of the 95 % interval over the n seeds of a row; balance CV and NMI are means over layers"
         )
+        for note in tables.notes(comparison):
+            print(f" note: {note}")
     if broken:
         raise PartialSuccess(f"{len(broken)} of {len(records) + len(broken)} runs left out: {broken[0]}")
 

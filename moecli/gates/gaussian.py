@@ -37,7 +37,7 @@ class Gaussian(Gate):
         total = resp.sum(0)  # (E,)
         share = resp / total.clamp_min(1e-12)  # (N, E), columns sum to one
         mean = share.T @ x
-        var = share.T @ x.square() - mean.square()
+        var = torch.einsum("ne,ned->ed", share, (x[:, None] - mean).square())
         alive = (total > 1e-8)[:, None]
         self.log_prior.copy_(total.clamp_min(1e-12).log())
         self.mean.copy_(torch.where(alive, mean, self.mean))

@@ -17,16 +17,23 @@ class Objective:
     Terms are reported as they are; only ``total`` holds their weights.
     """
 
-    def __init__(self, task: Callable[[Tensor | Mixture, Tensor], Tensor], terms: Mapping[str, Term]):
-        self.task, self.terms = task, terms
+    def __init__(
+        self,
+        task: Callable[[Tensor | Mixture, Tensor], Tensor],
+        terms: Mapping[str, Term],
+        idle: Mapping[str, frozenset[str]] | None = None,
+    ):
+        """``idle`` names the layers that a term has nothing to act on in."""
+        self.task, self.terms, self.idle = task, terms, idle or {}
 
     def __call__(self, output: Output, target: Tensor) -> dict[str, Tensor]:
         example_loss = self.task(output.prediction, target)  # (B,)
         values = {"loss": example_loss.mean()}
         total = values["loss"]
         for name, term in self.terms.items():
-            if output.routings:
-                layers = [term.value(r, example_loss[r.example]) for r in output.routings.values()]
+            active = [r for layer, r in output.routings.items() if layer not in self.idle.get(name, ())]
+            if active:
+                layers = [term.value(routing, example_loss[routing.example]) for routing in active]
                 values[name] = torch.stack(layers).mean()
                 total = total + term.weight * values[name]
         return values | {"total": total}

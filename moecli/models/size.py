@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moecli.models.model import Layer, Model
@@ -61,20 +62,19 @@ def make_twin(model: Model, x: Tensor) -> None:
 
 @torch.no_grad()
 def layer_flops(layer: Layer, tokens: Tokens) -> float:
-    """Of router, routed and shared experts, per token."""
-    shared: nn.Module | None = getattr(layer, "shared", None)
-    together = shared.flops() * shared.num_experts if shared is not None else 0  # type: ignore[operator]
-    return _counted(layer.router, tokens) / len(tokens.x) + _rows(layer, tokens) * layer.experts.flops() + together
+    """Of router, routed and shared experts and the way between, per token."""
+    return _counted(layer, tokens) / len(tokens.x)
 
 
 def _counted(module: nn.Module, argument: Tensor | Tokens) -> int:
-    with FlopCounterMode(display=False) as counter:
+    # fused attention hides its products from the counter on a CPU; the plain one shows them
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(argument)
     return counter.get_total_flops()
 
 
 def _rows(layer: Layer, tokens: Tokens) -> float:
-    return int(layer.router(tokens).asked.groups.counts.sum()) / len(tokens.x)
+    return int(layer.router(tokens).plan.groups.counts.sum()) / len(tokens.x)
 
 
 def _idle(layer: Layer, rows: float) -> float:

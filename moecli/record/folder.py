@@ -72,7 +72,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def to_json(value: Any) -> bytes:
     """Valid JSON whatever the numbers: nan and inf become null."""
-    return json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return (
+        json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
+        + b"\n"
+    )
 
 
 def finite(value: Any) -> Any:
@@ -94,7 +97,7 @@ class LineFile:
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         lines = [json.dumps(finite(r), ensure_ascii=False, allow_nan=False) for r in records]
-        data = "".join(f"{line}\n" for line in lines).encode()
+        data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
         while data:
             data = data[os.write(self.descriptor, data) :]
 

@@ -20,7 +20,7 @@ from moecli.routing import Routing, Usage
 from moecli.tasks.task import Batch
 
 CHUNK = 100  # recorded steps a file
-MOST_EXPERTS = 8  # of a token, heaviest first
+MOST_EXPERTS = 64  # of a token, heaviest first
 
 
 class Trace:
@@ -67,10 +67,11 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def assignments(routing: Routing, batch: Batch, first_sequence: int) -> dict[str, np.ndarray]:
+def assignments(routing: Routing, batch: Batch, first_sequence: int, every: int = 1) -> dict[str, np.ndarray]:
     """Who serves each token of a batch, heaviest expert first, with all that it may be held against.
 
-    ``sequence`` counts on from ``first_sequence``; labels are of the token, or of its example.
+    ``sequence`` counts on from ``first_sequence``, and every so many are noted; labels are of the token,
+    or of its example.
     """
     weights = routing.plan.weights.detach()  # (N, E)
     weight, expert = weights.topk(min(MOST_EXPERTS, weights.shape[1]), dim=-1)
@@ -86,7 +87,8 @@ def assignments(routing: Routing, batch: Batch, first_sequence: int) -> dict[str
     for name, label in batch.labels.items():
         of_token = label[routing.example] if label.ndim == 1 else label[routing.example, routing.position]
         arrays[f"label_{name}"] = of_token.int()
-    return {name: _array(value) for name, value in arrays.items()}
+    kept = arrays["sequence"] % every == 0
+    return {name: _array(value[kept]) for name, value in arrays.items()}
 
 
 def _array(value: Tensor | int) -> np.ndarray:

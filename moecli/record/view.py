@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 SHOWN_EXPERTS = 8  # in the live load bar
+LOOKED = 80  # steps after which dead experts would have been seen
 REFRESH = 0.15  # seconds between two pictures of the live table
 BAR = 30  # characters of the progress bar
 
@@ -118,9 +119,10 @@ def picture(progress: Progress) -> Text:
 
 def load_bar(progress: Progress) -> str:
     top = max(progress.load)
-    bars = [f"e{e} {'▇' * max(1, round(6 * s / top))} {s:.0%}" for e, s in enumerate(progress.load[:SHOWN_EXPERTS])]
+    bars = [f"e{e} {'▇' * round(6 * s / top)} {s:.0%}" for e, s in enumerate(progress.load[:SHOWN_EXPERTS])]
     more = " …" if len(progress.load) > SHOWN_EXPERTS else ""
-    state = f"{len(progress.warnings)} warnings" if progress.warnings else "no dead experts"
+    looked = "no dead experts" if progress.step - progress.first >= LOOKED else ""
+    state = f"{len(progress.warnings)} warnings" if progress.warnings else looked
     return f" load {progress.layer}  {'  '.join(bars)}{more}   {state}"
 
 

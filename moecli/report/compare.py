@@ -48,6 +48,8 @@ def _record(run: Run) -> dict[str, Any]:
     info = run.info
     record = {
         **info["config"],
+        "keys": [key for key in info["config"] if key not in ("device", "threads")],
+        "fingerprint": info["fingerprint"],
         "id": info["id"],
         "path": str(run.path),
         "status": info["status"],
@@ -78,7 +80,8 @@ class Row:
     """One group of runs that differ in their seed."""
 
     name: str
-    count: int
+    count: int  # of distinct seeds
+    mixes: list[str]  # keys beside the seed in which its runs differ: their interval is not over seeds alone
     cells: dict[str, tuple[float, float]]  # column: (mean, half width of the 95 % interval)
     leak: bool
 
@@ -110,6 +113,11 @@ def compare(records: Sequence[dict[str, Any]], by: str = "router") -> Comparison
         raise UsageError(
             f"moe compare: runs of several tasks ({', '.join(tasks)}) have no common scale. Give one task's runs"
         )
+    if len({record["fingerprint"] for record in done}) > len(tasks):
+        raise UsageError(
+            f"moe compare: these runs of task={tasks[0]} were made on different data, so they have no common scale. "
+            "Give runs on the same data"
+        )
     if not any(by in record for record in done):
         from moecli.config import nearest
 
@@ -117,7 +125,9 @@ def compare(records: Sequence[dict[str, Any]], by: str = "router") -> Comparison
     metric = f"test/{done[0]['headline']}"
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in done:
-        groups.setdefault("dense twin" if record["twin"] else str(record.get(by)), []).append(record)
+        groups.setdefault(f"dense twin of {record.get(by)}" if record["twin"] else str(record.get(by)), []).append(
+            record
+        )
     rows = [_row(name, group, metric) for name, group in groups.items()]
     sign = -1 if done[0]["higher_is_better"] else 1
     return Comparison(by, metric, sorted(rows, key=lambda row: _order(row.cells[metric][0], sign)), done[0]["unit"])
@@ -129,11 +139,29 @@ def _order(value: float, sign: int) -> tuple[bool, float]:
 
 
 def _row(name: str, group: list[dict[str, Any]], metric: str) -> Row:
+    newest = list({json.dumps(_setting(record), sort_keys=True): record for record in group}.values())
     cells = {}
     for column in (metric, *COLUMNS):
-        values = [math.nan if record.get(column) is None else float(record[column]) for record in group]
+        values = [math.nan if record.get(column) is None else float(record[column]) for record in newest]
         cells[column] = interval(values)
-    return Row(name, len(group), cells, any(record["leak"] for record in group))
+    settings = [_setting(record) for record in newest]
+    mixes = sorted({k for s in settings for k in s if k != "seed" and s[k] != settings[0].get(k)})
+    seeds = {record["seed"] for record in newest}
+    return Row(name, len(seeds), mixes, cells, any(record["leak"] for record in newest))
+
+
+def _setting(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run was told: a run told the same twice counts once, by its newest."""
+    return {key: record[key] for key in record["keys"]}
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the numbers cannot say: rows whose runs differ in more than the seed."""
+    return [
+        f"{row.name}: its runs differ in {', '.join(row.mixes[:4])} too, so its interval is not over seeds alone"
+        for row in comparison.rows
+        if row.mixes
+    ]
 
 
 def cell(column: str, mean: float, half: float) -> str:

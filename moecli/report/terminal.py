@@ -112,26 +112,25 @@ def layer_lines(run: Run) -> Iterable[str]:
     for layer in run.summary["layers"]:
         name, experts = layer["layer"], run.layers[layer["layer"]]["experts"]
         parts = [
-            f"experts and {label}: NMI {m['value']:.2f} (chance {m['chance']:.2f} ± {m['chance_sd']:.2f}, {name})"
-            for label, m in layer["nmi"].items()
+            f"experts and {label}: NMI {m['value']:.2f} ({_chance(m)}, {name})" for label, m in layer["nmi"].items()
         ]
         parts += [f"effective experts {layer['effective_experts']:.1f} of {experts}", f"dropped {layer['dropped']:.0%}"]
         yield " " + " · ".join(parts)
 
 
+def _chance(measure: dict[str, Any]) -> str:
+    if measure["chance"] is None:
+        return "chance unknown: too few documents"
+    return f"chance {measure['chance']:.2f} ± {measure['chance_sd']:.2f}"
+
+
 def next_lines(run: Run) -> list[str]:
     """Two commands to try next."""
+    together = f"{run.path.parent.parent}/{run.info['config']['task']}-*"
     if run.info["twin"]:
-        return [f" next   moe compare {run.path.parent.parent}"]
-    again = (
-        run.info["command"].replace("moecli.train", "moe train")
-        if run.info["command"].startswith("moe train")
-        else "moe train"
-    )
-    return [
-        f" next   moe plot {run.path}",
-        f"        {again} model.twin=true   then   moe compare {run.path.parent.parent}",
-    ]
+        return [f" next   moe compare {together}"]
+    again = run.info["command"] if run.info["command"].startswith("moe train") else "moe train"
+    return [f" next   moe plot {run.path}", f"        {again} model.twin=true   then   moe compare {together}"]
 
 
 def interval(values: list[float]) -> tuple[float, float]:

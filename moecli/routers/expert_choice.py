@@ -10,7 +10,7 @@ import torch
 
 from moecli.gates.gate import Gate
 from moecli.plan import Sparse
-from moecli.routing import Claims, Router, Routing, Tokens
+from moecli.routing import Claims, Router, Routing, Tokens, fair_share
 from moecli.types import PositiveFloat
 
 
@@ -45,8 +45,7 @@ class ExpertChoice(Router):
         logits = self.gate(tokens.x)  # (N, E)
         num_experts = logits.shape[-1]
         batched = tokens.batched(self.group)
-        fair = (batched.size * min(self.capacity_factor, num_experts) / num_experts).ceil()
-        capacity = fair.clamp_min(1).minimum(batched.size)  # (G,)
+        capacity = fair_share(batched.size, self.capacity_factor, num_experts).minimum(batched.size)  # (G,)
         wish = batched.pad(logits.log_softmax(-1), fill=float("-inf"))  # (G, S, E)
         log_weight, place = wish.topk(int(capacity.max()), dim=1)  # (G, C, E)
         group = torch.arange(len(place), device=place.device)[:, None, None]

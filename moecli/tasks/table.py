@@ -53,6 +53,8 @@ UNSEEN = "(not in training)"
 class Table(InMemory):
     """Regression or classification on the rows of a file."""
 
+    fitted = True
+
     def __init__(
         self,
         path: str,

@@ -48,6 +48,7 @@ class Task:
 
     gives: frozenset[str] = frozenset()  # of: items, sequence, ids, classes, real
     needs: ClassVar[frozenset[str]] = frozenset()  # causal, where a future must not be seen
+    fitted: ClassVar[bool] = False  # features get their meaning from the data that was read (scales, vocabulary)
     kind: Kind  # classification, regression or language: loss, metrics, chance
     dim: int  # features of an example (or 0 where ids are embedded)
     out: int  # classes, targets, or the size of the vocabulary

@@ -60,6 +60,7 @@ class Characters(Task):
 
     gives = frozenset({"sequence", "ids", "classes"})
     needs = frozenset({"causal"})
+    fitted = True
     dim = 0
     kind: Language
 

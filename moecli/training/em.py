@@ -26,6 +26,7 @@ class Em:
 
     needs: ClassVar[frozenset[str]] = frozenset({"every edge", "gate fit", "expert fit", "family fit"})
     gives: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, steps: PositiveInt = 100, tolerance: NonNegativeFloat = 1e-6):
         self.steps, self.tolerance = steps, tolerance

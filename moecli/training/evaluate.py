@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from moecli.record.trace import assignments
 from moecli.routing import Remove, Usage
 from moecli.tasks.task import Task
 
-MOST_TOKENS = 20_000  # noted of a split at one evaluation: the first ones, so always the same
+MOST_TOKENS = 20_000  # noted of a split at one evaluation, in whole sequences spread evenly, always the same ones
 
 
 @dataclass
@@ -36,15 +37,16 @@ def evaluate(
     model.eval()
     scores: list[dict[str, torch.Tensor]] = []
     result = Evaluation({}, {})
-    seen, noted = 0, 0
+    seen = 0
     for batch in (b.to(device) for b in task.batches(split, size)):
         output = model(batch.x)
         scores.append({k: v.cpu() for k, v in task.kind.score(output.prediction, batch.target).items()})
         for name, routing in output.routings.items() if trace else ():
             result.usage[name] = routing.usage + result.usage[name] if name in result.usage else routing.usage
-            if noted < MOST_TOKENS:
-                result.tokens.setdefault(name, []).append(assignments(routing, batch, seen))
-        seen, noted = seen + len(batch.x), noted + batch.target.numel()
+            tokens = task.sizes[split] * len(routing.example) // len(batch.x)  # in the whole split
+            every = math.ceil(tokens / MOST_TOKENS)
+            result.tokens.setdefault(name, []).append(assignments(routing, batch, seen, every))
+        seen += len(batch.x)
     model.train(was_training)
     result.scores = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     result.metrics = task.kind.summarise(result.scores)

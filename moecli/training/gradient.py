@@ -61,6 +61,7 @@ class Gradient:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "auxiliary"})
 
     def __init__(
         self,
@@ -153,6 +154,8 @@ class _Loop(Judge):
         self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
         self.stateful = {n: r for n, r in self.routers.items() if type(r).after_step is not Router.after_step}
         self.note_every = min(LOOK * max(1, plan.steps // (LOOK * POINTS)), LOOK * math.ceil(plan.eval_every / LOOK))
+        for patterns in plan.phases.values():
+            _chosen(job.model, patterns)  # refused now, not when their phase begins
         job.record.begin(plan.steps, self.first)
         if saved is None:
             self._prepare()
@@ -248,12 +251,18 @@ def _starts(phases: list[dict[str, Any]], steps: int) -> dict[int, list[str]]:
     return starts
 
 
-def _thaw(model: nn.Module, patterns: list[str]) -> None:
-    """Let the parameters that match a pattern train, and no others.  Raises UsageError where none does."""
+def _chosen(model: nn.Module, patterns: list[str]) -> set[str]:
+    """Names of the parameters that match a pattern.  Raises UsageError where none does."""
     named = dict(model.named_parameters())
     chosen = {name for name in named if any(fnmatch(name, pattern) for pattern in patterns)}
     if not chosen:
         raise UsageError(f"trainer.phases: no parameter matches {patterns}. There are: {', '.join(list(named)[:8])} …")
-    for name, parameter in named.items():
+    return chosen
+
+
+def _thaw(model: nn.Module, patterns: list[str]) -> None:
+    """Let the parameters that match a pattern train, and no others."""
+    chosen = _chosen(model, patterns)
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
         parameter.grad = None if name not in chosen else parameter.grad

@@ -63,7 +63,7 @@ def examine(usage: Usage) -> list[tuple[str, str]]:
     return found
 
 
-REMEDY = "Raise auxiliary.switch_balance.weight, or lower optimizer.lr, or use router=expert_choice"
+REMEDY = "Give a balance term more weight (auxiliary=[switch_balance] auxiliary.switch_balance.weight=0.1), or lower optimizer.lr"
 
 
 def effective_experts(share: list[float]) -> float:

@@ -412,12 +412,31 @@ def test_runs_of_several_tasks_have_no_common_scale(moe, tiny_run, tmp_path):
     fails(moe("compare", tmp_path / "r"), 2, "several tasks")
 
 
+def test_runs_on_different_data_have_no_common_scale(moe, tiny_run, tmp_path):
+    fake_run(tiny_run, tmp_path / "r", 1)
+    fake_run(tiny_run, tmp_path / "r", 2, fingerprint="other")
+    fails(moe("compare", tmp_path / "r"), 2, "different data")
+
+
+def test_a_run_told_the_same_twice_counts_once_and_a_mixed_row_says_so(moe, tiny_run, tmp_path):
+    fake_run(tiny_run, tmp_path / "r", 1, value=0.1)
+    path = fake_run(tiny_run, tmp_path / "r", 2, value=0.9)
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**info, "seed": 1, "config": {**info["config"], "seed": 1}}))
+    (row,) = json.loads(moe("compare", tmp_path / "r", "--json")[1])
+    assert row["n"] == 1 and row["test/r2"]["mean"] == 0.9  # the newest
+    assert "note: " not in moe("compare", tmp_path / "r")[1]
+    other = {**info["config"], "seed": 1, "trainer.steps": 7}
+    (path / "run.json").write_text(json.dumps({**info, "seed": 1, "config": other}))
+    assert "note: dense: its runs differ in trainer.steps too" in moe("compare", tmp_path / "r")[1]
+
+
 def test_compare_by_another_key_and_the_twin_apart(moe, tiny_run, tmp_path):
     fake_run(tiny_run, tmp_path / "r", 1, twin=True)
     fake_run(tiny_run, tmp_path / "r", 2)
     fake_run(tiny_run, tmp_path / "r", 3, leak=True)
     names = {row["seed"] for row in json.loads(moe("compare", tmp_path / "r", "--json", "--by", "seed")[1])}
-    assert names == {"dense twin", "2", "3"}
+    assert names == {"dense twin of 1", "2", "3"}
     assert "saw the future" in moe("compare", tmp_path / "r", "--markdown")[1]
 
 
@@ -428,7 +447,7 @@ HOSTILE = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "\rx", "<script>a
 
 def comparison(*names):
     cells = dict.fromkeys(["test/r2", *tables.COLUMNS], (0.5, 0.1))
-    return tables.Comparison("router", "test/r2", [tables.Row(n, 2, cells, False) for n in names], "example")
+    return tables.Comparison("router", "test/r2", [tables.Row(n, 2, [], cells, False) for n in names], "example")
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda n: repr(n[:12]))

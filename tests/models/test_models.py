@@ -58,6 +58,8 @@ def test_models_of_whole_examples(words, twin):
         ["task=digits"],
         ["task=digits", "router=dense"],
         ["task=digits", "router=expert_choice"],
+        ["task=digits", "router=soft_slots"],
+        ["task=digits", "router.capacity_factor=0.5"],
         ["task=digits", "expert.activation=swiglu"],
         ["task=digits", "model.shared=2"],
         ["task=piecewise", "expert=linear"],
@@ -88,7 +90,10 @@ def test_no_two_layers_share_weights():
 
 def test_a_layer_may_have_other_parts(text):
     words = ["task=text", *text, "model.depth=2", "model.every=1"]
-    parts = built(*words, "+model.layers.block1.router=hash", "+model.layers.block0.num_experts=2", "auxiliary=[]")
+    parts = built(*words, "+model.layers.block1.router=hash", "+model.layers.block0.num_experts=2")
+    assert parts.objective.idle == {"switch_balance": {"block1"}}  # hash has no gate to balance
+    with pytest.raises(UsageError, match="whole number"):
+        built(*words, "+model.layers.block1.num_experts=abc")
     names = {name: type(layer.router).__name__ for name, layer in parts.model.mixtures.items()}
     assert names == {"block0": "TopK", "block1": "Hash"}
     assert parts.model.mixtures["block0"].experts.num_experts == 2

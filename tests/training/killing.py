@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ def quick() -> None:
     moecli.run._change_without = lambda *args: None
 
 
-def attempt(root: Path, steps: int) -> None:
+def attempt(root: Path, steps: int) -> bool:
     quick()
     torch.set_num_threads(1)
     found = sorted(root.glob("*/*/run.json"))
@@ -42,6 +43,7 @@ def attempt(root: Path, steps: int) -> None:
         moecli.run.resume(found[0].parent)
     else:
         moecli.run.train(*WORDS, f"trainer.steps={steps}", runs=root)
+    return True
 
 
 def reached(root: Path) -> int:
@@ -91,5 +93,56 @@ def main(folder: Path, total: int, seed: int, steps: int) -> dict[str, int]:
     return {"kills": kills, "lost": lost, "runs": runs}
 
 
+IO = ((os, "mkdir"), (os, "fsync"), (os, "replace"), (os, "rename"), (shutil, "rmtree"))
+
+
+def crash_in_save(number: int, step: int) -> None:
+    """Die, as if killed, before the ``number``-th input or output of the save after ``step``."""
+    counted = {"calls": 0}
+    real = checkpoint.save
+
+    def counting(call):
+        def count(*args, **kwargs):
+            counted["calls"] += 1
+            if counted["calls"] == number:
+                os._exit(137)
+            return call(*args, **kwargs)
+
+        return count
+
+    def save(folder, at, *args):
+        if at == step:
+            for module, name in IO:
+                setattr(module, name, counting(getattr(module, name)))
+        path = real(folder, at, *args)
+        if at == step:
+            counted["calls"] = -10_000  # the save is over: die no more
+        return path
+
+    checkpoint.save = save
+
+
+def crash_everywhere(folder: Path, steps: int) -> dict[str, int]:
+    """One run for each point of a save that it can die at: killed there, looked at, gone on with."""
+    points = 0
+    while True:
+        root = folder / str(points)
+        number = os.fork()
+        if number == 0:
+            crash_in_save(points + 1, step=30)
+            os._exit(not attempt(root, steps))
+        if os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) != 137:
+            return {"points": points}
+        (run,) = root.glob("*/*")
+        whole = [step for step in checkpoint.steps(run) if checkpoint.verify(run / f"checkpoints/step-{step:08d}")]
+        assert whole[-1] in (20, 30) and len(whole) >= 2, (points, whole)
+        number = child(root, steps)
+        assert os.waitpid(number, 0)[1] == 0
+        points += 1
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))))
+    if sys.argv[2] == "everywhere":
+        print(json.dumps(crash_everywhere(Path(sys.argv[1]), int(sys.argv[3]))))
+    else:
+        print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -168,3 +169,75 @@ def test_em_recovers_planted_lines(tmp_path):
     assert layer["nmi"]["regime"]["value"] > 0.9 > 10 * layer["nmi"]["regime"]["chance"]
     joint = [r["value"] for r in run.metrics if r["name"] == "joint_nll"]
     assert all(b <= a + 1e-6 for a, b in itertools.pairwise(joint)) and len(joint) > 3
+
+
+def test_a_setting_that_the_trainer_never_uses_is_refused(tmp_path):
+    for word in ("optimizer.lr=9", "schedule=constant", "auxiliary=[switch_balance]"):
+        with pytest.raises(UsageError, match=r"trainer=em takes none"):
+            moecli.train("task=piecewise", "trainer=em", word, runs=tmp_path)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_pattern_of_a_later_phase_is_refused_before_the_first_step(tmp_path):
+    phases = "trainer.phases=[{steps: 15, train: ['*']}, {steps: 5, train: ['*nothing*']}]"
+    with pytest.raises(UsageError, match="no parameter matches"):
+        moecli.train(*TINY, phases, runs=tmp_path)
+    (folder,) = tmp_path.glob("*/*")
+    assert not (folder / "checkpoints").exists()
+
+
+def test_init_leaves_this_run_its_own_seed(first, tmp_path):
+    """With noise, order and start from elsewhere, two seeds still differ."""
+    words = [*TINY, "router=noisy_top_k", "auxiliary=[]"]
+    source = moecli.train(*words, runs=tmp_path / "source")
+    a, b = (moecli.train(*words, f"init={source.path}", f"seed={seed}", runs=tmp_path) for seed in (1, 2))
+    assert not all(torch.equal(w, weights(b)[n]) for n, w in weights(a).items())
+
+
+def test_a_long_split_is_noted_evenly(monkeypatch):
+    """The first tokens of a sorted split would show one domain alone."""
+    from moecli.config import compose
+    from moecli.run import assemble
+    from moecli.training import evaluate as module
+
+    monkeypatch.setattr(module, "MOST_TOKENS", 100)
+    parts = assemble(compose(["task=spirals", "task.rows=4000"]))
+    found = module.evaluate(parts.model, parts.task, "train", parts.device, trace=True)
+    sequence = [s for part in found.tokens["layer0"] for s in part["sequence"].tolist()]
+    assert len(sequence) <= 100 and max(sequence) > 0.95 * parts.task.sizes["train"]
+    assert len({b - a for a, b in pairwise(sequence)}) == 1
+
+
+def test_a_run_is_not_read_with_data_it_was_not_fitted_to(tmp_path):
+    """A table's features are scaled by its training rows: cut, the same row would mean something else."""
+    from moecli.errors import ArtifactError
+
+    file = tmp_path / "a.csv"
+    rows = ["x,y", *(f"{i / 7:.3f},{i * 0.3:.3f}" for i in range(120))]
+    file.write_text("\n".join(rows) + "\n")
+    run = moecli.train("task=table", f"task.path={file}", "task.target=y", "trainer.steps=3", runs=tmp_path / "runs")
+    moecli.load(run.path)
+    file.write_text("\n".join(rows[:80]) + "\n")
+    with pytest.raises(ArtifactError, match="not what the run was fitted to"):
+        moecli.load(run.path)
+
+
+def test_an_odd_file_name_is_no_crash(tmp_path):
+    import os
+
+    for domain in (b"caf\xe9", b"plain"):
+        folder = os.path.join(os.fsencode(tmp_path), b"texts", domain)
+        os.makedirs(folder)
+        for name in (b"a.txt", b"b.txt"):
+            with open(os.path.join(folder, name), "w") as file:
+                file.write("the cat sat on the mat; " * 60)
+    small = [
+        "task.context=8",
+        "model.dim=8",
+        "model.depth=1",
+        "expert.hidden=4",
+        "trainer.steps=2",
+        "trainer.batch_size=4",
+    ]
+    run = moecli.train("task=text", f"task.path={tmp_path / 'texts'}", *small, runs=tmp_path / "runs")
+    assert run.info["status"] == "finished"

@@ -80,7 +80,7 @@ def test_a_finding_is_said_once_a_layer_and_tells_what_to_do():
     torch.manual_seed(0)
     built = plant(router("top_1"), COLLAPSED["top_1"])
     said = findings(built, 0, steps=4 * STEPS)
-    assert len(said) == 1 and "Raise auxiliary" in said[0][1] and said[0][1].startswith("layer0: ")
+    assert len(said) == 1 and "auxiliary=[switch_balance]" in said[0][1] and said[0][1].startswith("layer0: ")
     health = Health(window=1)
     usage = built(Tokens.items(torch.randn(400, 8))).usage
     assert health.see("a", usage) and health.see("b", usage) and not health.see("a", usage)

@@ -93,15 +93,32 @@ def test_without_the_generator_s_state_the_noise_would_differ(whole, tmp_path, m
     assert bits(resume(run.path)) != bits(whole)
 
 
-def kill(total: int, whole: Run, folder: Path) -> dict[str, int]:
-    """Runs killed again and again until ``total`` kills have hit; every one of them ends in the same bits."""
-    words = [sys.executable, "-m", "tests.training.killing", str(folder), str(total), "0", str(STEPS)]
+def killing(folder: Path, *words: str) -> dict[str, int]:
+    words = (sys.executable, "-m", "tests.training.killing", str(folder), *words)
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    runs = [Run(path.parent) for path in folder.glob("*/*/*/run.json")]
-    assert len(runs) == report["runs"] and all(bits(run) == bits(whole) for run in runs)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def same_bits(folder: Path, whole: Run) -> int:
+    """How many runs lie in the folder, all with the bits of the run that was never stopped."""
+    runs = [Run(path.parent) for path in folder.glob("*/*/*/run.json") if Run(path.parent).info["status"] == "finished"]
+    assert all(bits(run) == bits(whole) for run in runs)
+    return len(runs)
+
+
+def kill(total: int, whole: Run, folder: Path) -> dict[str, int]:
+    """Runs killed again and again until ``total`` kills have hit; every one of them ends in the same bits."""
+    report = killing(folder, str(total), "0", str(STEPS))
+    assert same_bits(folder, whole) == report["runs"]
     return report
+
+
+def test_a_save_may_die_at_any_of_its_points(whole, tmp_path):
+    """Before and after each: two whole checkpoints, the newest no older than before, and going on gives the same bits."""
+    report = killing(tmp_path, "everywhere", str(STEPS))
+    assert report["points"] >= 14  # a folder, five files flushed and renamed, their folder, its name, its parent
+    assert same_bits(tmp_path, whole) == report["points"] + 1
 
 
 def test_twenty_kills_change_no_bit_and_lose_no_more_than_an_interval(whole, tmp_path):
