@@ -152,14 +152,14 @@ def text(tmp_path_factory) -> Path:
 def test_the_matrix_agrees_with_assembly(router, text):
     """Every cell: what it lets through assembles and takes a step, what it refuses refuses in that sentence."""
     cells = {cell.column: cell.refusal for cell in matrix.cells() if cell.router == router}
-    assert set(SETTINGS) | {f"gate={g}" for g in registry()["gate"]} | {
-        f"auxiliary={t}" for t in registry()["auxiliary"]
-    } == set(cells)
+    others = {f"{group}={option}" for group in ("gate", "auxiliary", "trainer") for option in registry()[group]}
+    assert set(SETTINGS) | others == set(cells)
     fitting = next(column for column in SETTINGS if cells[column] is None)
     for column, refusal in cells.items():
         group, _, option = column.partition("=")
-        extra = {"model": [], "gate": [column], "auxiliary": [f"auxiliary=[{option}]"]}[group]
-        words = [*SETTINGS.get(column, SETTINGS[fitting]), f"router={router}", *extra]
+        extra = {"model": [], "gate": [column], "auxiliary": [f"auxiliary=[{option}]"], "trainer": [column]}[group]
+        base = SETTINGS["model=density (real)"] if group == "trainer" else SETTINGS.get(column, SETTINGS[fitting])
+        words = [*base, f"router={router}", *extra]
         words += [f"task.path={text}"] if "task=text" in words else []
         outcome = attempt(words)
         assert (outcome is None) == (refusal is None), f"{words}: matrix {refusal!r}, assembly {outcome!r}"

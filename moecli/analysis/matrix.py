@@ -1,4 +1,4 @@
-"""What combines with what, and why not: every router against gates, models on kinds of data, and terms.
+"""What combines with what, and why not: every router against gates, models on kinds of data, terms and trainers.
 
 The same needs and gives that refuse a training decide here, on routers built small with their defaults.
 """
@@ -38,7 +38,8 @@ def columns() -> list[str]:
     models = [f"model={model} ({data})" for model, data, _ in SETTINGS]
     gates = [f"gate={gate}" for gate in registry()["gate"]]
     terms = [f"auxiliary={term}" for term in registry()["auxiliary"] if term != "none"]
-    return [*models, *gates, *terms]
+    trainers = [f"trainer={trainer}" for trainer in registry()["trainer"]]
+    return [*models, *gates, *terms, *trainers]
 
 
 def _refusal(router: str, column: str) -> str | None:
@@ -48,6 +49,8 @@ def _refusal(router: str, column: str) -> str | None:
     parts = [_router(router)]
     if group == "model":
         parts += setting_parts(rest)
+    elif group == "trainer":
+        parts = [*trainer_parts(rest, router), *parts]  # in the order in which a training would refuse
     else:
         parts += [part(column, build(option_node("auxiliary", rest))), _any_data(router)]
     found = refusals(parts)
@@ -67,6 +70,17 @@ def setting_parts(column: str) -> list[Part]:
         *parts,
         *([part(f"family={family}", part_class({"_target_": _target("family", family)}))] if family else []),
     ]
+
+
+def trainer_parts(trainer: str, router: str) -> list[Part]:
+    """A classical mixture of linear experts under a Gaussian, which every trainer can fit if the router lets it."""
+    chosen = [
+        ("expert", "linear"),
+        ("trainer", trainer),
+        *([] if gate_refusal(router, "linear") else [("gate", "linear")]),
+    ]
+    parts = [part(f"{group}={option}", part_class({"_target_": _target(group, option)})) for group, option in chosen]
+    return [*setting_parts("density (real)"), *parts]
 
 
 def _target(group: str, option: str) -> str:
