@@ -19,6 +19,7 @@ from moecli.mixture import Mixture
 Prediction = Tensor | Mixture
 Scores = dict[str, Tensor]
 TINY = 1e-30
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the vocabulary lacks
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,9 @@ class Regression(Kind):
 
 @dataclass(frozen=True)
 class Language(Kind):
-    """Targets (N, T) int64: the next id at every place."""
+    """Targets (N, T) int64: the next id at every place; a symbol of UTF-8 has one to four bytes."""
 
     symbols: tuple[str, ...]
-    bytes_per_symbol: float = 1.0
     headline = "nll"
     higher_is_better = False
     gives = frozenset({"classes"})
@@ -175,13 +175,19 @@ class Language(Kind):
     def score(self, prediction: Prediction, target: Tensor) -> Scores:
         log_probs = class_log_probs(prediction)  # (N, T, V)
         nll = -log_probs.gather(-1, target[..., None])[..., 0].mean(-1)
-        return {"nll": nll, "correct": (log_probs.argmax(-1) == target).float().mean(-1)}
+        correct = (log_probs.argmax(-1) == target).float().mean(-1)
+        return {"nll": nll, "correct": correct, "bytes": self._bytes(target).mean(-1)}
+
+    def _bytes(self, target: Tensor) -> Tensor:
+        """Bytes of each symbol; an unknown one counts as one, so that bits per byte are never flattered."""
+        table = [1.0 if symbol == UNKNOWN else len(symbol.encode(errors="replace")) for symbol in self.symbols]
+        return torch.tensor(table, dtype=torch.float32, device=target.device)[target]
 
     def summarise(self, scores: Scores) -> dict[str, float]:
         nll = scores["nll"].double().mean().item()
         return {
             "nll": nll,
-            "bits_per_byte": nll / math.log(2) / self.bytes_per_symbol,
+            "bits_per_byte": nll / math.log(2) / scores["bytes"].double().mean().item(),
             "perplexity": math.exp(min(nll, 700.0)),
             "accuracy": scores["correct"].double().mean().item(),
         }
@@ -190,7 +196,7 @@ class Language(Kind):
         """The unigram distribution of the training text; train and target are flat ids."""
         log_share = (train.bincount(minlength=self.out).double() / len(train)).clamp_min(TINY).log()
         correct = (target == log_share.argmax()).float()
-        return self.summarise({"nll": -log_share[target], "correct": correct})
+        return self.summarise({"nll": -log_share[target], "correct": correct, "bytes": self._bytes(target)})
 
     def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
         confidence, predicted = class_log_probs(prediction).flatten(0, 1).max(-1)

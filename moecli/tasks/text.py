@@ -23,11 +23,10 @@ from torch import Tensor
 
 from moecli.errors import DataError, EnvironmentFailure
 from moecli.tasks.files import decode, read_bytes, user_path
-from moecli.tasks.kinds import Language
+from moecli.tasks.kinds import UNKNOWN, Language
 from moecli.tasks.task import SPLITS, Batch, Fact, Task, generator
 from moecli.types import NonNegativeInt, PositiveInt
 
-UNKNOWN = "\ufffd"  # symbol 0
 MIN_COUNT = 5  # rarer characters of the training text are unknown
 MAX_SYMBOLS = 200
 CHARACTER_CLASSES = ("letter", "capital", "digit", "space", "newline", "punctuation", "other")
@@ -83,9 +82,7 @@ class Characters(Task):
         self.fingerprint = fingerprint(parts)
 
     def _adopt_kind(self, symbols: tuple[str, ...]) -> None:
-        texts = [document.text for part in self.parts.values() for document in part]
-        num_bytes = sum(len(text.encode()) for text in texts)
-        self.kind = Language(symbols, num_bytes / sum(map(len, texts)))
+        self.kind = Language(symbols)
         self.out = self.vocab_size = len(symbols)
         self.family = self.kind.family
 

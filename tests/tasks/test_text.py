@@ -174,9 +174,10 @@ def test_encode_is_the_inverse_of_the_symbols(folder):
     assert task.encode("\u732b\ud800").tolist() == [0, 0] and task.encode("").shape == (0,)
 
 
-def test_bytes_per_symbol(tmp_path):
-    (tmp_path / "a.txt").write_text("é" * 999)
-    assert Text(str(tmp_path / "a.txt"), context=4).kind.bytes_per_symbol == pytest.approx((999 * 2 + 1) / 1000)
+def test_a_character_of_two_bytes_halves_the_bits_of_each(tmp_path):
+    (tmp_path / "a.txt").write_text("éà" * 500)
+    chance = Text(str(tmp_path / "a.txt"), context=4).chance("test")
+    assert chance["bits_per_byte"] == pytest.approx(chance["nll"] / math.log(2) / 2, rel=0.01)  # its end has one
 
 
 def test_chance_is_the_unigram(folder):
