@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -18,7 +19,7 @@ from typing import NoReturn
 import typer
 
 from moecli.cli import compare, eval, ls, plot, predict, show, train
-from moecli.errors import EnvironmentFailure, MoeError
+from moecli.errors import EnvironmentFailure, Interrupted, MoeError
 
 app = typer.Typer(
     name="moe",
@@ -48,6 +49,7 @@ def version(version: bool = typer.Option(False, "--version", help="Print the ver
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)  # a training notes it instead, and saves first
     codecs.register_error("moe", _as_json)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -63,6 +65,10 @@ def main() -> NoReturn:
     except Exception as error:
         code = _explain(error)
     sys.exit(code)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Interrupted("stopped by SIGTERM", 128 + number)
 
 
 def _as_json(error: UnicodeError) -> tuple[str, int]:

@@ -8,8 +8,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +330,21 @@ def test_a_damaged_checkpoint_is_refused(moe, tiny_run, tmp_path):
     shutil.rmtree(copy / "checkpoints")
     shutil.copy(tiny_run.path / "config.yaml", copy / "config.yaml")
     fails(moe("eval", copy), 4, "no checkpoint")
+
+
+def test_sigterm_saves_says_so_and_leaves_with_143(tmp_path):
+    words = ["train", "task=spirals", "trainer.steps=1000000", "trainer.eval_every=50", "--runs", str(tmp_path)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "moecli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while not list(tmp_path.glob("*/*/checkpoints/step-*/MANIFEST.json")):
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 143 and err.count("\n") == 1 and "moe train --resume" in err
+    (info,) = tmp_path.glob("*/*/run.json")
+    assert json.loads(info.read_text())["status"] == "interrupted"
 
 
 # -- compare ------------------------------------------------------------------------------------------
