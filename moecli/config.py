@@ -192,7 +192,7 @@ class Settings:
 
     def __init__(
         self,
-        seed: types.NonNegativeInt = 0,
+        seed: types.Seed = 0,
         num_experts: types.PositiveInt = 8,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: types.PositiveInt | None = None,
@@ -600,6 +600,7 @@ def _said(error: Any) -> str:
         "greater_than_equal": ("ge", "at least"),
         "greater_than": ("gt", "more than"),
         "less_than": ("lt", "less than"),
+        "less_than_equal": ("le", "at most"),
     }
     if kind in bounds:
         key, words = bounds[kind]

@@ -671,3 +671,9 @@ def test_builds_share_no_weights_between_parts_within_parts():
     pointers = [p.data_ptr() for p in gate.parameters()]
     assert len(pointers) == len(set(pointers)) == 6
     assert not [pair for pair in itertools.combinations(gate.parameters(), 2) if pair[0] is pair[1]]
+
+
+@pytest.mark.parametrize("word", ["seed=99999999999999999999", "task.split_seed=4294967296", "task.rows=9"])
+def test_sizes_beyond_what_works_are_refused_in_words(word):
+    with pytest.raises(UsageError, match=r"it must be at (most|least)"):
+        config.compose(["task=spirals", word])

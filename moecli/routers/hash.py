@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moecli.plan import Sparse
 from moecli.routing import Claims, Router, Routing, Tokens
-from moecli.types import NonNegativeInt
+from moecli.types import Seed
 
 
 class Hash(Router):
@@ -20,7 +20,7 @@ class Hash(Router):
     gives = frozenset()
     table: Tensor  # (vocab_size,) int64
 
-    def __init__(self, vocab_size: int, num_experts: int, layer: int = 0, seed: NonNegativeInt = 0, **filters):
+    def __init__(self, vocab_size: int, num_experts: int, layer: int = 0, seed: Seed = 0, **filters):
         super().__init__(**filters)
         generator = torch.Generator().manual_seed(seed * 1_000 + layer)
         self.register_buffer("table", torch.randperm(vocab_size, generator=generator) % num_experts)

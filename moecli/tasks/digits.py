@@ -6,13 +6,13 @@ import torch
 
 from moecli.tasks.kinds import Classification
 from moecli.tasks.task import InMemory, Split, three_way
-from moecli.types import NonNegativeInt
+from moecli.types import Seed
 
 
 class Digits(InMemory):
     """Pixels in 0..1, the class as label."""
 
-    def __init__(self, split_seed: NonNegativeInt = 0):
+    def __init__(self, split_seed: Seed = 0):
         from sklearn.datasets import load_digits
 
         pixels, classes = load_digits(return_X_y=True)

@@ -40,7 +40,7 @@ from moecli.tasks.frames import (
 )
 from moecli.tasks.kinds import Classification, Kind, Regression
 from moecli.tasks.task import Fact, InMemory, Split, three_way
-from moecli.types import NonNegativeInt
+from moecli.types import Seed
 
 MAX_CATEGORIES = 50
 MAX_CLASSES = 20  # an integer target of more distinct values is regression
@@ -66,7 +66,7 @@ class Table(InMemory):
         kind: Literal["auto", "classification", "regression"] = "auto",
         test_path: str | None = None,
         group: str | None = None,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
     ):
         frame = located(path)
         self.roles = Roles.of(frame, target, features, drop, group)

@@ -25,7 +25,7 @@ from moecli.errors import DataError, EnvironmentFailure
 from moecli.tasks.files import decode, read_bytes, user_path
 from moecli.tasks.kinds import UNKNOWN, Language
 from moecli.tasks.task import SPLITS, Batch, Fact, Task, generator
-from moecli.types import NonNegativeInt, PositiveInt
+from moecli.types import PositiveInt, Seed
 
 MIN_COUNT = 5  # rarer characters of the training text are unknown
 MAX_SYMBOLS = 200
@@ -180,7 +180,7 @@ class Text(Characters):
         context: PositiveInt = 128,
         max_chars: PositiveInt | None = None,
         eval_windows: PositiveInt = 64,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
     ):
         root = user_path(path)
         self.skipped: Counter[str] = Counter()
@@ -200,7 +200,7 @@ class StdlibText(Characters):
         context: PositiveInt = 128,
         max_chars: PositiveInt = 400_000,
         eval_windows: PositiveInt = 64,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
     ):
         reference = first_characters(reference_topics(), max_chars)
         size = sum(len(document.text) for document in reference)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moecli.tasks.kinds import Classification, Regression
 from moecli.tasks.task import InMemory, Split, generator, three_way
-from moecli.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from moecli.types import NonNegativeFloat, PositiveInt, Seed, SeveralRows
 
 
 class Piecewise(InMemory):
@@ -17,10 +17,10 @@ class Piecewise(InMemory):
 
     def __init__(
         self,
-        rows: PositiveInt = 1000,
+        rows: SeveralRows = 1000,
         regimes: PositiveInt = 4,
         noise: NonNegativeFloat = 0.05,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
     ):
         draw = generator(split_seed, 1)
         x = torch.rand(rows, 1, generator=draw) * 2 - 1
@@ -42,10 +42,10 @@ class Spirals(InMemory):
 
     def __init__(
         self,
-        rows: PositiveInt = 1500,
+        rows: SeveralRows = 1500,
         turns: NonNegativeFloat = 1.5,
         noise: NonNegativeFloat = 0.03,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
     ):
         draw = generator(split_seed, 2)
         arm = torch.arange(rows) % 2
@@ -69,10 +69,10 @@ class Regions(InMemory):
 
     def __init__(
         self,
-        rows: PositiveInt = 2000,
+        rows: SeveralRows = 2000,
         regimes: PositiveInt = 4,
         noise: NonNegativeFloat = 0.05,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
     ):
         draw = generator(split_seed, 3)
         x = torch.rand(rows, 2, generator=draw) * 2 - 1
