@@ -28,7 +28,7 @@ FILTERS = (
 VARIANTS = {
     "top_k": ({}, {"k": 1, "renormalize": False}, {"renormalize": False}),
     "expert_choice": ({}, {"group": "position"}, {"group": "batch"}, {"capacity_factor": 9.0}),
-    "soft_slots": ({"slots": 1}, {"slots": 2, "group": "batch"}),
+    "soft_slots": ({"slots": 1}, {"slots": 2, "group": "batch"}, {"slots": 1, "group": "position"}),
 }
 
 
@@ -49,8 +49,8 @@ def combinations() -> list[tuple[str, str, dict]]:
 def test_the_walk_finds_everything():
     found = combinations()
     assert {router for router, _, _ in found} == set(registry()["router"])
-    # dense 6, top_k 3 x 6, noisy 6, expert choice 4, slots 2 under five gates; hash 6 without; k = E twice
-    assert len(found) == 5 * (6 + 18 + 6 + 4 + 2) + 6 + 2
+    # dense 6, top_k 3 x 6, noisy 6, expert choice 4, slots 3 under five gates; hash 6 without; k = E twice
+    assert len(found) == 5 * (6 + 18 + 6 + 4 + 3) + 6 + 2
 
 
 @pytest.mark.parametrize("router", registry()["router"])

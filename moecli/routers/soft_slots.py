@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from moecli.gates.gate import Gate
@@ -33,6 +34,8 @@ class SoftSlots(Router):
     ):
         super().__init__()
         self.gate, self.shape, self.group = gate(num_experts * slots), (num_experts, slots), group
+        if group == "position":
+            self.own = replace(self.own, causal=True)
 
     def route(self, tokens: Tokens) -> Routing:
         logits = self.gate(tokens.x)  # (N, E P)
