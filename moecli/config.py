@@ -94,7 +94,11 @@ def option_help(group: str, option: str) -> dict[str, str]:
 
 
 def _find(group: str, option: str) -> Path:
-    options = registry().get(group, {})
+    if group not in registry():
+        raise UsageError(
+            f"{group}={option}: no such group.{nearest(group, registry())} Choose from: {', '.join(registry())}"
+        )
+    options = registry()[group]
     if option not in options:
         raise UsageError(
             f"{group}={option} (command line): no such {group}.{nearest(option, options, f'{group}=')} "

@@ -278,8 +278,8 @@ def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
     """Go on where a run stopped, to the same bits as if it never had (same machine, torch and threads).
 
     A finished run is left as it is unless ``trainer.steps`` is raised.  Raises ArtifactError where the
-    configuration, torch's idea of the model or every checkpoint differs, DataError where the data does,
-    ConflictError where another process trains it.
+    configuration differs or no checkpoint is intact, DataError where the data differs, ConflictError
+    where another process trains it.
     """
     found = Run(Path(run))
     stored = config.read(found.path / "config.yaml")

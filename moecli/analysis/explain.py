@@ -8,16 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from moecli.compatibility import small_router
-from moecli.config import describe, nearest, option_help, option_node, part_class, part_options, registry, text
-from moecli.errors import UsageError
+from moecli.config import describe, option_help, option_node, part_class, part_options, text
 
 
 def part_lines(group: str, option: str) -> list[str]:
     """What ``moe show GROUP=OPTION`` prints.  Raises UsageError with the nearest name."""
-    if group not in registry():
-        raise UsageError(
-            f"{group}={option}: no such group.{nearest(group, registry())} Choose from: {', '.join(registry())}"
-        )
     node = option_node(group, option)
     cls = part_class(node)
     doc = inspect.cleandoc(cls.__doc__ or "")

@@ -57,12 +57,10 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = _say("interrupted. What was saved is in the run folder", 130)
     except BrokenPipeError:  # whoever read our output has closed: quietly leave
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         code = _explain(error)
     sys.exit(code)
 
@@ -77,7 +75,7 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException) -> int:
     if os.environ.get("MOE_DEBUG"):
         traceback.print_exc()
     if isinstance(error, OSError):
@@ -88,7 +86,7 @@ def _explain(error: Exception) -> int:
         said = error.format_message()
         stop = "" if said.endswith(("?", ".")) else "."
         return _say(f"{said}{stop} See: moe --help", getattr(error, "exit_code", 2))
-    if type(error).__name__ == "Abort":
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":  # what typer makes of it
         return _say("interrupted. What was saved is in the run folder", 130)
     if type(error).__name__ == "Exit":
         return getattr(error, "exit_code", 0)
