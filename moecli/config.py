@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -81,15 +82,19 @@ def registry() -> dict[str, dict[str, Path]]:
 
 def describe(group: str, option: str) -> str:
     """The first comment line of an option's file that is not for Hydra."""
-    lines = _find(group, option).read_text(encoding="utf-8").splitlines()
+    lines = _find(group, option).read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
 def option_help(group: str, option: str) -> dict[str, str]:
     """{key: the comment behind it}, also of the shared pieces that the file takes in."""
-    text = _find(group, option).read_text(encoding="utf-8")
+    text = _find(group, option).read_text(encoding="utf-8", errors="replace")
     for piece in re.findall(r"^  - (?!_self_$)(_\w+)$", text, re.MULTILINE):
         text += (conf_root() / group / f"{piece}.yaml").read_text(encoding="utf-8")
+    return _comments(text)
+
+
+def _comments(text: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", text, re.MULTILINE))
 
 
@@ -101,7 +106,7 @@ def _find(group: str, option: str) -> Path:
     options = registry()[group]
     if option not in options:
         raise UsageError(
-            f"{group}={option} (command line): no such {group}.{nearest(option, options, f'{group}=')} "
+            f"{group}={shown(option)} (command line): no such {group}.{nearest(option, options, f'{group}=')} "
             f"Choose from: {', '.join(options)}"
         )
     return options[option]
@@ -199,7 +204,7 @@ class Settings:
         seed: types.Seed = 0,
         num_experts: types.PositiveInt = 8,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        threads: types.PositiveInt | None = None,
+        threads: types.Threads | None = None,
         init: str | None = None,
     ):
         raise NotImplementedError("only its signature is read")
@@ -218,7 +223,7 @@ class Word:
         key, equals, value = text.partition("=")
         key = key.lstrip("+")
         if not equals or not re.fullmatch(r"[A-Za-z][\w.]*", key):
-            raise UsageError(f"{text!r} (command line): not of the form key=value. Write for example router.k=2")
+            raise UsageError(f"{shown(text)!r} (command line): not of the form key=value. Write for example router.k=2")
         made_up = value[:1] in ("{", "[") and "_target_" in value
         if made_up or "_target_" in key.split(".") or key.split(".")[0] in ("hydra", "choices"):
             raise UsageError(f"{key} (command line): no key that can be set. Parts are chosen by name: router=top_k")
@@ -245,6 +250,42 @@ def compose(words: Sequence[str]) -> Composed:
     """
     user = [Word.parse(word) for word in words]
     experiment = _experiment(user)
+    chosen, advice = _chosen(user, experiment)
+    picked = {word.key: word.value for word in user if "." in word.key}
+    nested, known = _nested(chosen, picked), _known(chosen, picked)
+    for word in user:
+        _check_word(word, known, nested, chosen)
+    fitting = {k: v for k, v in advice.items() if k in registry() or k in known}  # for the parts that were chosen
+    lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
+    lines += [_line(word, nested, known) for word in user]
+    config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
+    taken = {word.key for word in user} | set(experiment)
+    for key in set(experiment) - {*known, *registry()}:
+        if key.split(".")[0] in taken:  # the user chose another part than the experiment, which has no such option
+            _drop(config, key)
+    config["model"]["layers"] = _whole_layers(config)
+    config["choices"] = {group: option for group, option in chosen.items() if group != "experiment"}
+    return Composed(check(config), frozenset(word.key.split(".")[0] for word in user))
+
+
+def settable(words: Sequence[str]) -> dict[str, tuple[Option | str, str]]:
+    """Every key that may stand beside these words: {key: (its Option, or the group whose options it takes; its help)}.
+
+    Raises UsageError as ``compose`` does; nothing heavy is imported.
+    """
+    user = [Word.parse(word) for word in words]
+    chosen, _ = _chosen(user, _experiment(user))
+    picked = {word.key: word.value for word in user if "." in word.key}
+    groups = {group: group for group in registry()}
+    helps = _comments((conf_root() / "config.yaml").read_text(encoding="utf-8"))
+    for key, group, option in _parts(chosen, picked):
+        helps |= {f"{key}.{name}": note for name, note in option_help(group, option).items()}
+    kinds: dict[str, Any] = {**_known(chosen, picked), **_nested(chosen, picked), **groups}
+    return {key: (kind, helps.get(key, "")) for key, kind in kinds.items()}
+
+
+def _chosen(user: Sequence[Word], experiment: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{group: option} of the whole configuration, and what task and router recommend that nobody has set."""
     taken = {word.key for word in user} | set(experiment)
     defaults = _defaults()
     chosen = {**defaults, **{g: v for g, v in experiment.items() if g in registry()}, **_choices(user)}
@@ -257,20 +298,7 @@ def compose(words: Sequence[str]) -> Composed:
                 advice[key] = value
                 if key in registry():
                     chosen[key] = value
-    picked = {word.key: word.value for word in user if "." in word.key}
-    nested, known = _nested(chosen, picked), _known(chosen, picked)
-    for word in user:
-        _check_key(word.key, {**known, **nested}, chosen)
-    fitting = {k: v for k, v in advice.items() if k in registry() or k in known}  # for the parts that were chosen
-    lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
-    lines += [_line(word, nested, known) for word in user]
-    config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
-    for key in set(experiment) - {*known, *registry()}:
-        if key.split(".")[0] in taken:  # the user chose another part than the experiment, which has no such option
-            _drop(config, key)
-    config["model"]["layers"] = _whole_layers(config)
-    config["choices"] = {group: option for group, option in chosen.items() if group != "experiment"}
-    return Composed(check(config), frozenset(word.key.split(".")[0] for word in user))
+    return chosen, advice
 
 
 def _drop(config: Config, key: str) -> None:
@@ -285,11 +313,14 @@ def _drop(config: Config, key: str) -> None:
 def _whole_layers(config: Config) -> Config:
     """``{block3: {router: hash}}`` with each part whole: an option's name, or options over the part of all layers."""
     whole: Config = {}
-    for layer, changes in (config["model"].get("layers") or {}).items():
+    layers = config["model"].get("layers") or {}
+    if not isinstance(layers, dict):
+        raise UsageError(f"model.layers={shown(layers)}: no layer is named. Write model.layers.LAYER.router=hash")
+    for layer, changes in layers.items():
         whole[layer] = {}
         if not isinstance(changes, dict):
             raise UsageError(
-                f"model.layers.{layer}={text(changes)}: say of what. Write model.layers.{layer}.router=hash"
+                f"model.layers.{layer}={shown(changes)}: say of what. Write model.layers.{layer}.router=hash"
             )
         for group, value in changes.items():
             if group not in ("router", "gate", "expert", "family", "num_experts"):
@@ -330,13 +361,15 @@ def _choices(user: Sequence[Word]) -> dict[str, Any]:
             continue
         if "," in word.value and not word.value.startswith("["):
             raise UsageError(
-                f"{word.key}={word.value} (command line): a run has one. Train each apart, then: moe compare runs"
+                f"{word.key}={shown(word.value)} (command line): a run has one. Train each apart, then: moe compare runs"
             )
         several = word.value.startswith("[")
         options = [v.strip() for v in word.value.strip("[]").split(",") if v.strip()]
         for option in options:
             if option != "null":
                 _find(word.key, option)
+            elif isinstance(_defaults().get(word.key), list):
+                raise UsageError(f"{word.key}={word.value} (command line): null is none of them. Write {word.key}=[]")
         chosen[word.key] = options if several else (None if word.value == "null" else word.value)
     return chosen
 
@@ -345,14 +378,55 @@ def _one(option: Any, group: str) -> str:
     if isinstance(option, str):
         return option
     raise UsageError(
-        f"{group}={text(option)} (command line): one {group} is needed. Choose from: {', '.join(registry()[group])}"
+        f"{group}={shown(option)} (command line): one {group} is needed. Choose from: {', '.join(registry()[group])}"
     )
 
 
-def _yaml(file: Path) -> Any:
+def _yaml(file: Path) -> Config:
+    """A file of conf/.  Raises ArtifactError where it is none, as a plugin's may be."""
     import yaml
 
-    return yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    try:
+        found = load_yaml(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+            raise ValueError("it holds no keys")
+        if not isinstance(found.get("defaults", []), list) or not isinstance(found.get("recommends", {}), dict):
+            raise ValueError("defaults is a list, recommends holds keys")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{file}: {' '.join(str(error).split())}. Mend this file of a part") from error
+    return found
+
+
+def load_yaml(written: str) -> Any:
+    """What a YAML text says.
+
+    Raises ValueError for aliases, which may swell without end; for depth, which overruns libyaml's stack; and
+    for a key given twice, of which one would silently win.
+    """
+    import yaml
+
+    loader, depth = _loader(), 0
+    for event in yaml.parse(written, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1} has an alias. Write what it stands for")
+        if depth > MOST_DEPTH:
+            raise ValueError(f"line {event.start_mark.line + 1} lies more than {MOST_DEPTH} levels deep")
+    return yaml.load(written, Loader=loader)
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Once(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            again = [key for key, count in Counter(str(key.value) for key, _ in node.value).items() if count > 1]
+            if again:
+                raise ValueError(f"line {node.start_mark.line + 1} begins a mapping with {again[0]!r:.60} twice")
+            return super().construct_mapping(node, deep)
+
+    return Once
 
 
 def raw_node(group: str, option: str) -> Config:
@@ -401,7 +475,9 @@ def _with_nested(key: str, group: str, option: str, picked: Mapping[str, str]) -
         if inner not in registry()[inner_group]:
             hint = nearest(inner, registry()[inner_group], f"{key}.{place}=")
             names = ", ".join(registry()[inner_group])
-            raise UsageError(f"{key}.{place}={inner} (command line): no such {inner_group}.{hint} Choose from: {names}")
+            raise UsageError(
+                f"{key}.{place}={shown(inner)} (command line): no such {inner_group}.{hint} Choose from: {names}"
+            )
         yield from _with_nested(f"{key}.{place}", inner_group, inner, picked)
 
 
@@ -453,14 +529,30 @@ def _type_of(value: Any) -> Any:
     return types.NonNegativeFloat if number else type(value)
 
 
-def _check_key(key: str, known: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
-    if key in known or key in registry() or key.startswith(tuple(f"{free}." for free in FREE)):
+def _check_word(word: Word, known: Mapping[str, Option], nested: Mapping[str, str], chosen: Mapping[str, Any]) -> None:
+    """Refuse a key that is not there and a value that is none of its type, before Hydra sees either."""
+    key = word.key
+    if key in nested or key in registry():
+        return
+    if key.startswith(tuple(f"{free}." for free in FREE)):
+        _typed(word, Any)
         return
     group, _, option = key.partition(".")
     where = f"{group}={chosen[group]}" if option and isinstance(chosen.get(group), str) else "command line"
-    names = [name for name in known if name.startswith(f"{group}.")] if option else []
-    hint = nearest(key, names) or nearest(key, [*known, *registry()])
-    raise UsageError(f"{key} ({where}): no such key.{hint or ' See: moe ls'}")
+    if key in known:
+        _value(key, _typed(word, known[key].type), known[key], where)
+        return
+    names = [*known, *nested]
+    own = [name for name in names if name.startswith(f"{group}.")] if option else []
+    hint = _owners(key) or nearest(key, own) or nearest(key, [*names, *registry()]) or " See: moe ls"
+    raise UsageError(f"{shown(key)} ({where}): no such key.{hint}")
+
+
+def _owners(key: str) -> str:
+    """`` It belongs to ...`` where other options of the key's group have it, else nothing."""
+    group = key.partition(".")[0]
+    owners = [option for option in registry().get(group, ()) if key in _known({group: [option]}, {})]
+    return f" It belongs to {group}={', '.join(owners)}" if owners else ""
 
 
 def _line(word: Word, nested: Mapping[str, str], known: Mapping[str, Option]) -> str:
@@ -504,6 +596,12 @@ def text(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
+def shown(value: Any) -> str:
+    """The same for a message: cut where it is long."""
+    typed = text(value)
+    return typed if len(typed) <= 80 else f"{typed[:80]}…"
+
+
 def _hydra(lines: list[str], words: str) -> Config:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -520,9 +618,11 @@ def _hydra(lines: list[str], words: str) -> Config:
         said = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         if said.startswith("Ambiguous value"):
             raise UsageError(
-                f"{words} (command line): a run has one value of each key. Write a list in [brackets]"
+                f"{shown(words)} (command line): a run has one value of each key. Write a list in [brackets]"
             ) from error
-        raise UsageError(f"{words} (command line): {said}. Check the spelling and quoting of these words") from error
+        raise UsageError(
+            f"{shown(words)} (command line): {shown(said)}. Check the spelling and quoting of these words"
+        ) from error
     return {str(group): _without_advice(node) for group, node in config.items()}
 
 
@@ -543,7 +643,8 @@ def check(config: Config) -> Config:
     groups = {g: v for g, v in config.items() if g not in settings and g != "choices"}
     for name in groups:
         if name not in registry():
-            raise UsageError(f"{name} (configuration): no such key.{nearest(name, [*settings, *registry()])}")
+            hint = nearest(name, [*settings, *registry()]) or " See: moe ls"
+            raise UsageError(f"{name} (configuration): no such key.{hint}")
     checked = {name: _value(name, config[name], option, "configuration") for name, option in settings.items()}
     return {**{g: _check_node(g, node) for g, node in groups.items()}, **checked, "choices": config.get("choices", {})}
 
@@ -558,7 +659,9 @@ def _check_node(key: str, node: Any) -> Any:
         if name == "_target_":
             continue
         if name not in options:
-            raise UsageError(f"{key}.{name} (configuration): no such key.{nearest(name, options, f'{key}.')}")
+            raise UsageError(
+                f"{key}.{name} (configuration): no such key.{nearest(name, options, f'{key}.') or ' See: moe show'}"
+            )
         nested = _holds_part(value)
         at = f"{key}.{name}"
         checked[name] = _check_node(at, value) if nested else _value(at, value, options[name], node["_target_"])
@@ -584,7 +687,7 @@ def _value(key: str, value: Any, option: Option, where: str) -> Any:
         said = _said(error.errors()[-1])
         default = "" if option.default is REQUIRED else f" (default {option.default})"
         raise UsageError(
-            f"{key}={text(value)} ({where.rsplit('.', 1)[-1]}): {said}. Give another value{default}"
+            f"{key}={shown(value)} ({where.rsplit('.', 1)[-1]}): {said}. Give another value{default}"
         ) from error
 
 
@@ -620,14 +723,14 @@ PART_PACKAGES = tuple(
 
 def allowed(target: str) -> None:
     """Raise ArtifactError unless ``target`` is a part of ours, of a plugin named now, or an optimizer of torch."""
-    if target.startswith((*PART_PACKAGES, "torch.optim.")):
+    if isinstance(target, str) and target.startswith((*PART_PACKAGES, "torch.optim.")):
         return
-    top = target.split(".")[0]
+    top = str(target).split(".")[0]
     installed = {point.value.split(".")[0] for point in entry_points(group="moecli.plugins")}
     if top in installed or any((home / f"{top}.py").is_file() or (home / top).is_dir() for home in _plugins):
         return
     raise ArtifactError(
-        f"_target_ {target}: not a part of moecli or of a plugin. If it is a plugin's, name it with --plugin"
+        f"_target_ {target}: not a part of moecli or of a plugin. If it is a plugin's, install it or name it with --plugin"
     )
 
 
@@ -647,7 +750,7 @@ def build(node: Mapping[str, Any], **context: Any) -> Any:
     filled = {key: value for key, value in context.items() if key in wanted and key not in given}
     try:
         return cls(**filled, **given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{cls.__name__}: {error}. Check its options with: moe show") from error
 
 
@@ -687,15 +790,18 @@ def read(file: Path) -> Config:
     import yaml
 
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no regular file")
         if file.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        written = file.read_text(encoding="utf-8")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        for event in yaml.parse(written, Loader=loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"line {event.start_mark.line + 1} has an alias, which moe never writes")
-        config = yaml.load(written, Loader=loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        config = load_yaml(file.read_text(encoding="utf-8"))
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # AttributeError: !!timestamp x
         said = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ArtifactError(f"{file}: cannot be read as a configuration ({said}). {GIVE}") from error
     if not isinstance(config, dict) or not _whole(config):
@@ -706,7 +812,8 @@ def read(file: Path) -> Config:
         raise ArtifactError(f"{file}: {error}") from error
 
 
-MOST_BYTES = 1_000_000  # of a stored configuration; ours have about 3,000
+MOST_BYTES = 200_000  # of a stored configuration; ours have about 3,000
+MOST_DEPTH = 50  # of its mappings and lists; ours have up to 7
 GIVE = "Give the config.yaml of a run folder"
 
 
@@ -734,6 +841,12 @@ def to_yaml(config: Config) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+        def represent_str(self, data: str) -> Any:
+            """In double quotes where Unicode ends a line: yaml would read that back as a space."""
+            style = '"' if set(data) & set("\x85\u2028\u2029") else None
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+    Plain.add_representer(str, Plain.represent_str)
     return yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True)
 
 
@@ -778,11 +891,13 @@ def _typed(word: Word, kind: Any) -> Any:
     try:
         override = OverridesParser.create().parse_override(f"{word.key}={value}")
         if override.is_sweep_override():
-            raise UsageError(f"{word.key}={word.value} (command line): a run has one value of each key")
+            raise UsageError(
+                f"{word.key}={shown(word.value)} (command line): a run has one value of each key. Write a list in [brackets]"
+            )
         return override.value()
     except HydraException as error:
-        said = str(error).split("\n")[0]
-        raise UsageError(f"{word.key}={word.value} (command line): {said}. Check its spelling and quoting") from error
+        why = "cannot be read as a value. Check its quotes and brackets"
+        raise UsageError(f"{word.key}={shown(word.value)} (command line): {why}") from error
 
 
 def flatten(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from moecli.cli import completion
 from moecli.cli.common import Json, Plugin, Runs, Words, example, use
 from moecli.record.folder import check_name
 
@@ -22,7 +23,10 @@ def train(
     name: Annotated[str | None, typer.Option(help="Folder of the run below the root; else task and router.")] = None,
     runs: Runs = None,
     config: Annotated[Path | None, typer.Option(help="A run's config.yaml to repeat, KEY=VALUE laid over it.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with; only lengths may change.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A run folder to go on with; only lengths may change.", autocompletion=completion.runs),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build and measure, but do not train.")] = False,
     cfg: Annotated[bool, typer.Option("--cfg", help="Print the composed configuration and stop.")] = False,
     plugin: Plugin = None,
@@ -58,7 +62,7 @@ def train(
 def _resume(folder: Path, words: list[str], quiet: bool, json: bool) -> None:
     from moecli import run as engine
 
-    _tell(engine.resume(folder, *words, quiet=quiet or json), quiet, json)
+    _tell(engine.resume(folder.expanduser(), *words, quiet=quiet or json), quiet, json)
 
 
 def _tell(finished, quiet: bool, json: bool) -> None:  # a record.folder.Run, imported late
@@ -73,7 +77,7 @@ def _composed(words: list[str], file: Path | None):  # a Composed, imported late
 
     if file is None:
         return config.compose(words)
-    return config.Composed(config.amend(config.read(file), words), frozenset())
+    return config.Composed(config.amend(config.read(file.expanduser()), words), frozenset())
 
 
 def show_lines(lines: list[str]) -> None:
