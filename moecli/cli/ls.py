@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from moecli.cli import completion
 from moecli.cli.common import Plugin, Runs, example, use
 
 EPILOG = example("moe ls", "moe ls router", "moe ls runs", "moe ls --matrix")
 
 
 def ls(
-    group: Annotated[str | None, typer.Argument(metavar="GROUP", help="router, task, ..., or runs.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Argument(metavar="GROUP", help="router, task, ..., or runs.", autocompletion=completion.groups),
+    ] = None,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Which router goes with which gate, model, task and term.")
     ] = False,
@@ -49,6 +53,7 @@ def _groups(group: str | None) -> None:
 
 
 def _runs(root: Path | None) -> None:
+    from moecli.errors import PartialSuccess
     from moecli.record.folder import runs_root
     from moecli.report.compare import read_runs
     from moecli.report.terminal import columns, visible
@@ -61,9 +66,14 @@ def _runs(root: Path | None) -> None:
         rows.append(
             [r["path"], r["status"], r["task"], "dense twin" if r["twin"] else str(r["router"]), str(r["seed"]), shown]
         )
-    _print(columns(rows, left=range(6)) if records else [f"no runs in {runs_root(root)}. Make one: moe train"])
+    if records:
+        _print(columns(rows, left=range(6)))
+    elif not broken:
+        print(f"no runs in {runs_root(root)}. Make one: moe train")
     for reason in broken:
         print(visible(f"left out: {reason}"))
+    if broken:
+        raise PartialSuccess(f"{len(broken)} of {len(records) + len(broken)} runs left out: {broken[0]}")
 
 
 def _print(lines: list[str]) -> None:

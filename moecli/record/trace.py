@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moecli.record.folder import write_whole
+from moecli.errors import ArtifactError
+from moecli.record.folder import CHANGED, Fields, read_regular, write_whole
 from moecli.routing import Routing, Usage
 from moecli.tasks.task import Batch
 
 CHUNK = 100  # recorded steps a file
 MOST_EXPERTS = 64  # of a token, heaviest first
+MOST_BYTES = 2**30  # of a file's arrays once inflated, where the largest of ours have some 10 MB
 
 
 class Trace:
@@ -57,7 +61,8 @@ class Trace:
 
     def _write(self, layer: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         folder = self.folder / layer
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted does not come back
+        folder.mkdir(exist_ok=True)
         write_arrays(folder / f"{name}.npz", arrays)
 
 
@@ -97,7 +102,7 @@ def _array(value: Tensor | int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TraceReader:
-    """Reads ``routing/`` of a run folder as arrays."""
+    """Reads ``routing/`` of a run folder as arrays.  Raises ArtifactError for a file that is not as it was written."""
 
     folder: Path
 
@@ -108,7 +113,7 @@ class TraceReader:
     def steps(self, layer: str, split: str) -> list[int]:
         """The steps at which ``split``'s tokens were recorded."""
         files = sorted((self.folder / "routing" / layer).glob(f"tokens-{split}-*.npz"))
-        return [int(file.stem.rsplit("-", 1)[1]) for file in files]
+        return [int(file.stem.rsplit("-", 1)[1]) for file in files if file.stem.rsplit("-", 1)[1].isdecimal()]
 
     def tokens(self, layer: str, split: str, step: int | None = None) -> dict[str, np.ndarray]:
         """expert, weight (n, K), entropy, position, sequence, document, label_* (n,); the last step by default."""
@@ -121,12 +126,37 @@ class TraceReader:
     def surface(self) -> dict[str, np.ndarray]:
         """x (M, D) of the task's grid with prediction (M, Y), gate (M, E), experts (M, E, Y); data_x, data_y."""
         path = self.folder / "routing" / "surface.npz"
-        return _joined([path]) if path.exists() else {}
+        return read_arrays(path) if os.path.lexists(path) else {}
 
 
 def _joined(files: list[Path]) -> dict[str, np.ndarray]:
-    parts = []
-    for file in files:
-        with np.load(file, allow_pickle=False) as arrays:
-            parts.append({name: arrays[name] for name in arrays.files})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    """The arrays of several files end to end; in each file all are equally long."""
+    parts = [read_arrays(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if len({array.shape[:1] for array in part.values()}) > 1:
+            raise ArtifactError(f"{file}: its arrays are not equally long. {CHANGED}")
+    if len(parts) < 2:
+        return parts[0] if parts else {}
+    try:
+        return Fields(files[0].parent, {n: np.concatenate([part[n] for part in parts]) for n in parts[0]})
+    except ValueError as error:
+        raise ArtifactError(f"{files[0].parent}: its files do not fit each other ({error}). {CHANGED}") from error
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Every array of an ``.npz``.  Raises ArtifactError where it is damaged, would run code, or grows beyond
+    ``MOST_BYTES`` when inflated, and for a name that it lacks when that is asked for.
+    """
+    data = io.BytesIO(read_regular(file))
+    try:
+        with zipfile.ZipFile(data) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"its arrays have {size:,} bytes, of which moe reads {MOST_BYTES:,}")
+        with np.load(data, allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # zipfile, zlib and numpy raise two dozen kinds for what is damaged
+        raise ArtifactError(f"{file}: no arrays that moe wrote ({error}). {CHANGED}") from error
+    if odd := [name for name, array in found.items() if array.dtype.kind not in "biuf"]:
+        raise ArtifactError(f"{file}: {', '.join(odd[:3])} of no numbers. {CHANGED}")
+    return Fields(file, found)

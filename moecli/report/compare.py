@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moecli.errors import MoeError, UsageError
-from moecli.record.folder import Run, find_runs, finite, runs_root
+from moecli.record.folder import CHANGED, Run, find_runs, finite, runs_root
 from moecli.report.terminal import interval, visible
 
 if TYPE_CHECKING:
@@ -37,15 +37,16 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
             records.append(_record(Run(path)))
         except MoeError as error:
             broken.append(str(error))
-        except (KeyError, TypeError, AttributeError) as error:
-            broken.append(
-                f"{path}: run.json or summary.json lacks {error}. The files were changed after they were written"
-            )
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            broken.append(f"{path}: run.json or summary.json is none of ours ({error}). {CHANGED}")
     return records, broken
 
 
 def _record(run: Run) -> dict[str, Any]:
+    """All that the tables read of a run.  Raises what a wrong type raises, now and not in the middle of a table."""
     info = run.info
+    if not all(isinstance(info["config"][key], kind) for key, kind in (("task", str), ("router", str), ("seed", int))):
+        raise TypeError("its task, router or seed is none")
     record = {
         **info["config"],
         "keys": [key for key in info["config"] if key not in ("device", "threads")],
@@ -53,10 +54,10 @@ def _record(run: Run) -> dict[str, Any]:
         "id": info["id"],
         "path": str(run.path),
         "status": info["status"],
-        "seconds": info.get("seconds"),
-        "total": info["parameters"]["total"],
-        "active": info["parameters"]["active"],
-        "FLOP": info["flops"],
+        "seconds": _number(info.get("seconds")),
+        "total": _number(info["parameters"]["total"]),
+        "active": _number(info["parameters"]["active"]),
+        "FLOP": _number(info["flops"]),
         "unit": info["unit"],
         "headline": info["headline"],
         "higher_is_better": info["higher_is_better"],
@@ -65,10 +66,17 @@ def _record(run: Run) -> dict[str, Any]:
     }
     if info["status"] == "finished":
         summary = run.summary
-        record |= summary["metrics"]
+        record |= {name: _number(value) for name, value in summary["metrics"].items()}
         record["balance CV"] = _mean([layer["balance_cv"] for layer in summary["layers"]])
         record["NMI"] = _mean([m["value"] for layer in summary["layers"] for m in list(layer["nmi"].values())[:1]])
     return record
+
+
+def _number(value: Any) -> Any:
+    """The same number, or None.  Raises TypeError for anything else, ValueError where it is not finite."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return value
 
 
 def _mean(values: list[float]) -> float:

@@ -19,7 +19,7 @@ from matplotlib import _pylab_helpers
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from moecli.errors import UsageError
+from moecli.errors import ArtifactError, UsageError
 from moecli.plots import curves, fit, labels, load, regions
 from moecli.plots.figure import house_style, safe, smooth, stem
 from moecli.plots.gallery import draw_all, kinds, pictures
@@ -177,7 +177,7 @@ def test_a_failing_picture_is_heard_and_those_before_it_stay(tmp_path: Path) -> 
     (run.path / "routing/0/usage-00000000.npz").write_bytes(b"no zip")
     drawing = pictures(run, ["curves", "load"])
     assert next(drawing).is_file()
-    with pytest.raises(ValueError):
+    with pytest.raises(ArtifactError, match="zip"):
         next(drawing)
 
 

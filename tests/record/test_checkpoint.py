@@ -32,7 +32,8 @@ def equal(a, b):
 def test_what_is_saved_is_loaded(tmp_path):
     path = checkpoint.save(tmp_path, 20, tensors(), {"best_step": 10, "loss": float("nan")})
     loaded, state = checkpoint.load(path)
-    assert path.name == "step-00000020" and state == {"step": 20, "best_step": 10, "loss": None}
+    head = {"version": checkpoint.VERSION, "run": None, "step": 20}
+    assert path.name == "step-00000020" and state == {**head, "best_step": 10, "loss": None}
     assert equal(loaded, tensors()) and not equal(loaded, tensors(1))
     assert sorted(p.name for p in path.iterdir()) == [
         "MANIFEST.json",
@@ -285,7 +286,7 @@ def test_the_optimizers_state_is_named_tensors(tmp_path):
     optimizer.step()
     named = checkpoint.optimizer_tensors(optimizer)
     assert set(named) == {f"{i}.{k}" for i in (0, 1) for k in ("step", "exp_avg", "exp_avg_sq")}
-    path = checkpoint.save(tmp_path, 1, {"optimizer": named}, {})
+    path = checkpoint.save(tmp_path, 1, {"model": {}, "optimizer": named}, {})
     assert torch.equal(checkpoint.load(path)[0]["optimizer"]["0.exp_avg"], optimizer.state[model.weight]["exp_avg"])
 
 

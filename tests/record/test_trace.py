@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecli.compatibility import small_router
+from moecli.errors import ArtifactError
 from moecli.record import trace
 from moecli.record.trace import Trace, TraceReader, assignments
 from moecli.routing import Tokens, Usage
@@ -113,5 +114,5 @@ def test_nothing_is_unpickled(tmp_path):
     folder = tmp_path / "routing" / "layer0"
     folder.mkdir(parents=True)
     np.savez(folder / "usage-00000000.npz", step=np.array([object()], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ArtifactError, match="allow_pickle"):
         TraceReader(tmp_path).usage("layer0")
