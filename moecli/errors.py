@@ -44,7 +44,7 @@ class ConflictError(MoeError):
 
 
 class Interrupted(MoeError):
-    """Ctrl-C (130) or SIGTERM (143); what was saved stays."""
+    """Ctrl-C (130), SIGTERM (143) or SIGHUP (129); what was saved stays."""
 
     def __init__(self, message: str, code: int = 130):
         super().__init__(message)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
 import subprocess
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from moecli import __version__, compatibility, config
 from moecli.analysis import specialisation
@@ -83,11 +87,12 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     settings = composed.config
     device = pick_device(settings["device"])
     if settings["init"]:
-        Run(Path(settings["init"]))  # refused before any work, where it is none
+        Run(Path(settings["init"]).expanduser())  # refused before any work, where it is none
     task = task or build_task(composed)
     settings = _with_family(settings, task)
     _refuse_idle(settings, composed.explicit)
     _refuse_other_inputs(settings, task)
+    _refuse_too_big(settings, task, device)
     torch.manual_seed(settings["seed"])
     parts = Parts(settings)
     model: Model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
@@ -112,6 +117,39 @@ def pick_device(name: str) -> torch.device:
             "device=cuda: torch sees no GPU here. Use device=cpu, or install a CUDA build of torch"
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _refuse_too_big(settings: Config, task: Task, device: torch.device) -> None:
+    """Count the weights, by building the model where tensors have a shape and no memory.
+
+    Raises EnvironmentFailure at the first weight that no longer fits.
+    """
+    room, needed = memory(device), 0
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+        nonlocal needed
+        needed += parameter.nbytes
+        if needed > room:
+            raise EnvironmentFailure(
+                f"num_experts={settings['num_experts']}: the weights alone need more than {needed / 1e9:.1f} GB, and "
+                f"{device} has {room / 1e9:.1f} GB. Lower num_experts or the sizes of model and expert"
+            )
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"), suppress(RuntimeError):  # of a plugin whose constructor computes
+            build(settings["model"], parts=Parts(settings), dim=task.dim, out=task.out, vocab_size=task.vocab_size)
+    finally:
+        counting.remove()
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that this process may use of a device at most."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return whole if limit == resource.RLIM_INFINITY else min(whole, limit)
 
 
 def fitting_threads(flops: float) -> int:
@@ -247,11 +285,14 @@ def _train_in(folder: Path, built: Built, place: Place, info: dict[str, Any], sa
         raise Interrupted(_what_is_left(folder), getattr(error, "code", 130)) from error
     except BaseException as error:
         info |= {"status": "failed", "error": str(error) or type(error).__name__}
-        (folder / f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S}.log").write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # the disk may be what failed
+            crash = folder / f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S}.log"
+            crash.write_text(traceback.format_exc(), encoding="utf-8")
         raise
     finally:
         info["seconds"] = before + time.monotonic() - started
-        write_whole(folder / "run.json", to_json(info))
+        with suppress(OSError) if info["status"] == "failed" else nullcontext():
+            write_whole(folder / "run.json", to_json(info))
     _finish_summary(folder, info)
     _draw(Run(folder))
     return Run(folder)
@@ -292,7 +333,7 @@ def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
         built = assemble(Composed(settings, frozenset()))
         if built.task.fingerprint != found.info["fingerprint"]:
             raise DataError(f"{found.path}: the task's data is not what it began with. Restore the data, or train anew")
-        built.warnings += [*passed, *_other_machine(built, found.info)]
+        built.warnings += [*passed, *_killed(found.info), *_other_machine(built, found.info)]
         write_whole(found.path / "config.yaml", config.to_yaml(built.config).encode())
         place = Place(quiet=quiet, command=found.info["command"])
         return _train_in(found.path, built, place, _carried(found.info, words), saved)
@@ -317,9 +358,16 @@ def _refuse_other_run(stored: Config, settings: Config) -> None:
         )
 
 
+def _killed(info: dict[str, Any]) -> list[str]:
+    """Said of a run that nobody trains and that still calls itself running."""
+    said = "the attempt before was killed, by SIGKILL, a power cut or the system when memory ran out"
+    return [said] if info["status"] == "running" else []
+
+
 def _other_machine(built: Built, info: dict[str, Any]) -> list[str]:
     now = describe(built)
-    differing = [f"{key} {info[key]} -> {now[key]}" for key in ("threads", "device") if info[key] != now[key]]
+    keys = ("threads", "device", "arithmetic")
+    differing = [f"{key} {info[key]} -> {now[key]}" for key in keys if info.get(key, now[key]) != now[key]]
     if info["versions"]["torch"] != now["versions"]["torch"]:
         differing.append(f"torch {info['versions']['torch']} -> {now['versions']['torch']}")
     return [f"bit-exactness is not promised: {', '.join(differing)}"] if differing else []
@@ -343,7 +391,9 @@ def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[
 def job(built: Built, record: Recorder, saved: Saved | None = None) -> Job:
     settings = built.config
     if settings["init"] and saved is None:
-        checkpoint.restore(built.model, best_weights(Run(Path(settings["init"]))), f"init={settings['init']}")
+        checkpoint.restore(
+            built.model, best_weights(Run(Path(settings["init"]).expanduser())), f"init={settings['init']}"
+        )
 
     def optimizer(params: Any) -> torch.optim.Optimizer:
         return build(settings["optimizer"], params=params)
@@ -375,6 +425,7 @@ def describe(built: Built) -> dict[str, Any]:
         "git": git_revision(),
         "device": str(built.device),
         "threads": torch.get_num_threads(),
+        "arithmetic": arithmetic(),
         "parameters": {"total": built.size.total, "active": built.size.active},
         "flops": built.size.flops,
         "unit": unit(task),
@@ -397,6 +448,12 @@ def describe(built: Built) -> dict[str, Any]:
 def unit(task: Task) -> str:
     """What FLOPs are counted per."""
     return "token" if "sequence" in task.gives else "example"
+
+
+def arithmetic() -> str:
+    """The instructions that torch and its libraries choose among: others give other last bits."""
+    chosen = [f"{name}={os.environ[name]}" for name in ("MKL_CBWR", "ONEDNN_MAX_CPU_ISA") if name in os.environ]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *chosen])
 
 
 def git_revision() -> str | None:

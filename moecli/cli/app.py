@@ -1,7 +1,7 @@
 """The command `moe`: verbs, and what an error looks like.
 
 An error is one line on standard error, ``moe: error: what (where): why. what to do``, and an exit
-code; ``MOE_DEBUG=1`` prints the traceback too.
+code; ``MOE_DEBUG=1`` prints the traceback too.  Whoever closes our output is left quietly, with 141.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from moecli.cli import compare, eval, ls, plot, predict, show, train
+from moecli.cli import compare, completion, doctor, eval, ls, new, plot, predict, show, train
 from moecli.errors import EnvironmentFailure, Interrupted, MoeError
+
+STDOUT = "standard output"
 
 app = typer.Typer(
     name="moe",
@@ -36,6 +40,9 @@ app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("plot", epilog=plot.EPILOG)(plot.plot)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
 app.command("show", epilog=show.EPILOG)(show.show)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+app.command("new", epilog=new.EPILOG)(new.new)
+completion.prepare()
 
 
 @app.callback(invoke_without_command=True)
@@ -49,24 +56,41 @@ def version(version: bool = typer.Option(False, "--version", help="Print the ver
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)  # a training notes it instead, and saves first
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _terminate)  # a training notes it instead, and saves first
     codecs.register_error("moe", _as_json)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="moe")
+    _open_streams()
     try:
         code = app(standalone_mode=False) or 0
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has closed: quietly leave
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except (KeyboardInterrupt, Exception) as error:
+    except BaseException as error:
         code = _explain(error)
-    sys.exit(code)
+    sys.exit(_flushed(code))
+
+
+def _open_streams() -> None:
+    """Both streams take every text; one that was closed goes nowhere, and its number to no other file."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="moe")
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed is out, or has failed to go out."""
+    try:
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the interpreter's own flush may go
+        error.filename = STDOUT
+        return code or _explain(error)
 
 
 def _terminate(number: int, frame: object) -> None:
-    raise Interrupted("stopped by SIGTERM", 128 + number)
+    raise Interrupted(f"stopped by {signal.Signals(number).name}. What was saved is in the run folder", 128 + number)
 
 
 def _as_json(error: UnicodeError) -> tuple[str, int]:
@@ -78,8 +102,16 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
 def _explain(error: BaseException) -> int:
     if os.environ.get("MOE_DEBUG"):
         traceback.print_exc()
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # a SystemExit of typer
+        return 141
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
     if isinstance(error, OSError):
         error = _environment(error)
+    if _is_out_of_memory(error):
+        error = EnvironmentFailure(
+            f"out of memory: {error}. Lower trainer.batch_size, num_experts or the model's sizes"
+        )
     if isinstance(error, MoeError):
         return _say(str(error), error.code)
     if hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
@@ -94,14 +126,36 @@ def _explain(error: BaseException) -> int:
 
 
 def _environment(error: OSError) -> MoeError:
-    where = error.filename or "the disk"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return EnvironmentFailure(f"{where}: the disk is full. Make room, or choose another place with --runs")
-    return EnvironmentFailure(f"{where}: {error.strerror}. Check the path and its permissions")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    where = error.filename or (STDOUT if full else "a file")  # what moe writes to a file carries the file's name
+    if full:
+        return EnvironmentFailure(
+            f"{where}: the disk is full{_left(where)}. Make room, or choose another place with --runs"
+        )
+    if error.errno == errno.EIO:
+        return EnvironmentFailure(f"{where}: the disk failed ({error.strerror}). Check it, and use another one")
+    return EnvironmentFailure(f"{where}: {error.strerror or error}. Check the path and its permissions")
+
+
+def _left(where: Path | str) -> str:
+    """What the file system of a path still takes; files run out too."""
+    with suppress(OSError):
+        if where == STDOUT:
+            return ""
+        found = os.statvfs(next(place for place in Path(where).absolute().parents if place.is_dir()))
+        return f" ({found.f_bavail * found.f_frsize / 1e6:.1f} MB and {found.f_favail} files are free)"
+    return ""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch's own, by name and message: torch is not imported for this."""
+    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _say(text: str, code: int) -> int:
     from moecli.report.terminal import visible
 
-    print(f"moe: error: {visible(' '.join(text.split()))}", file=sys.stderr)
+    with suppress(OSError):  # nobody can be told that standard error takes no more
+        print(f"moe: error: {visible(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return code

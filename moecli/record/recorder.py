@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from moecli.record.folder import LineFile
@@ -27,9 +28,9 @@ class Recorder:
         self.progress = Progress(step=first, steps=steps, first=first, warnings=self.progress.warnings)
 
     def position(self) -> dict[str, int]:
-        """Where the files stand, for a checkpoint; the trace is written up to here."""
+        """Where the files stand, for a checkpoint; all of them are on the disk up to here."""
         self.trace.flush()
-        return {"metrics": self.metrics.length, "timing": self.timing.length}
+        return {"metrics": self.metrics.flush(), "timing": self.timing.flush()}
 
     def rewind(self, step: int, position: Mapping[str, int]) -> None:
         """Cut the files to what a checkpoint of ``step`` had seen."""
@@ -58,7 +59,7 @@ class Recorder:
         self.view.warn(self.progress, text)
 
     def close(self) -> None:
-        self.trace.flush()
-        self.metrics.close()
-        self.timing.close()
-        self.view.close()
+        with ExitStack() as closing:  # all of them, also where the disk takes no more
+            for part in (self.metrics, self.timing, self.view):
+                closing.callback(part.close)
+            self.trace.flush()

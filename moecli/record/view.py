@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from moecli.record.folder import naming, open_own
 
 SHOWN_EXPERTS = 8  # in the live load bar
 LOOKED = 80  # steps after which dead experts would have been seen
@@ -46,15 +52,36 @@ class Progress:
         return "   ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
 
 
+class Watched:
+    """Standard output, which may go away: a closed terminal or pipe ends no training, and the log has it all."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class Quiet:
     """Shows nothing, but keeps the log."""
 
     def __init__(self, console: Console, log: Path):
-        self.console, self.file = console, open(log, "a", encoding="utf-8")  # noqa: SIM115
+        self.console, self.log = console, log
+        self.file = open(open_own(log, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")  # noqa: SIM115
 
     def say(self, text: str) -> None:
-        self.file.write(text + "\n")
-        self.file.flush()
+        with naming(self.log):
+            self.file.write(text + "\n")
+            self.file.flush()
 
     def show(self, progress: Progress) -> None:
         pass
@@ -66,7 +93,8 @@ class Quiet:
         self.say(f"warning: {text}")
 
     def close(self) -> None:
-        self.file.close()
+        with naming(self.log):
+            self.file.close()
 
 
 class Lines(Quiet):
@@ -131,6 +159,6 @@ View = Quiet
 
 def view(log: Path, quiet: bool = False) -> View:
     """The view that fits where standard output goes; ``log`` keeps what was said."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=cast(TextIO, Watched(sys.stdout)))
     kind: Callable[[Console, Path], View] = Quiet if quiet else Table if console.is_terminal else Lines
     return kind(console, log)

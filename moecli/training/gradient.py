@@ -17,6 +17,7 @@ from moecli.models.model import Model
 from moecli.models.size import sample
 from moecli.record import checkpoint
 from moecli.record.checkpoint import Saved
+from moecli.record.folder import require_room
 from moecli.record.recorder import Recorder
 from moecli.routing import Router, Usage
 from moecli.tasks.task import Task
@@ -88,11 +89,11 @@ class Gradient:
         with listening() as stop:
             loop = _Loop(self, job, saved)
             for step in range(loop.first, self.steps):
-                loop.train(step)
-                loop.keep(step + 1)
                 if self.patience and loop.since_best >= self.patience:
                     break
-                if stop.signal is not None and step + 1 < self.steps:
+                loop.train(step)
+                loop.keep(step + 1)
+                if stop.signal is not None:
                     loop.save(step + 1)
                     raise Interrupted(f"stopped after step {step + 1} of {self.steps}", 128 + stop.signal)
             return loop.best
@@ -164,23 +165,38 @@ class _Loop(Judge):
 
     def _go_on(self, saved: Saved) -> None:
         """Everything as it was when the checkpoint was written."""
-        checkpoint.restore(self.job.model, saved.tensors["model"], str(self.job.record.folder))
-        checkpoint.restore_optimizer(self.optimizer, saved.tensors["optimizer"])
-        restore_random_state(saved.tensors["random"])
-        best_step, value = saved.state["best"]
-        self.best = Best(best_step, math.nan if value is None else value)
-        self.since_best = saved.state["since_best"]
-        self.job.record.rewind(saved.step, saved.state["position"])
+        source = str(self.job.record.folder)
+        checkpoint.restore(self.job.model, saved.tensors["model"], source)
+        with checkpoint.complete(source):
+            checkpoint.restore_optimizer(self.optimizer, saved.tensors["optimizer"], source)
+            restore_random_state(saved.tensors["random"])
+            best_step, value = saved.state["best"]
+            self.best = Best(int(best_step), math.nan if value is None else float(value))
+            self.since_best = int(saved.state["since_best"])
+            self.job.record.rewind(saved.step, saved.state["position"])
         begun = [start for start in self.plan.phases if start < saved.step]
         if begun:
             _thaw(self.job.model, self.plan.phases[max(begun)])
 
     def keep(self, step: int) -> None:
-        """Evaluate or save, where it is time to."""
+        """Evaluate or save, where it is time to.
+
+        Also after the first step of an attempt: one that is killed again and again still gets on, and a
+        disk that is too small is found at once.
+        """
         if step % self.plan.eval_every == 0 or step == self.plan.steps:
             self.evaluate(step)
-        elif step % self.plan.checkpoint_every == 0:
+        elif step % self.plan.checkpoint_every == 0 or step == self.first + 1:
             self.save(step)
+        if step == self.first + 1 < self.plan.steps:
+            self._require_room(step)
+
+    def _require_room(self, step: int) -> None:
+        """For the checkpoints that will stand beside this one: the latest, the best, and one being written."""
+        folder = self.job.record.folder
+        size = sum(file.stat().st_size for file in (folder / "checkpoints" / f"step-{step:08d}").iterdir())
+        more = checkpoint.KEEP + 2 - len(checkpoint.steps(folder))
+        require_room(folder, more * size, f"{more} checkpoints")
 
     def _prepare(self) -> None:
         first = self.job.task.train_batch(0, self.plan.batch_size, self.job.seed).to(self.job.device)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish: the loop sees it after the step, saves, and leaves; a second one leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish: the loop sees it after the step, saves, leaves; a second one leaves at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
@@ -30,7 +30,8 @@ def listening() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, stop.ask) for number in heard}
     try:
         yield stop
     finally:
