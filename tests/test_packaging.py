@@ -78,6 +78,9 @@ def test_the_wheel_holds_every_option(wheel):
     }
     assert len(ours) >= 40
     assert packed == ours
+    assert (wheel / "moecli/conf/references.bib").read_bytes() == (ROOT / "conf/references.bib").read_bytes()
+    templates = {f.name for f in (ROOT / "moecli/cli/templates").iterdir()}
+    assert len(templates) >= 3 and {f.name for f in (wheel / "moecli/cli/templates").iterdir()} == templates
     modules = {str(f.relative_to(ROOT)) for f in (ROOT / "moecli").rglob("*.py")}
     assert {str(f.relative_to(wheel)) for f in wheel.rglob("*.py")} == modules
 

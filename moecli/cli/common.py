@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
+from moecli.cli import completion
+
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="What to change, for example router=hash router.seed=1."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="What to change, for example router=hash router.seed=1.",
+        autocompletion=completion.words,
+    ),
 ]
 Runs = Annotated[Path | None, typer.Option("--runs", help="Where runs land; else MOE_RUNS, else runs/ here.")]
 Plugin = Annotated[
@@ -17,7 +23,7 @@ Plugin = Annotated[
     typer.Option("--plugin", help="A folder with Python files and a conf/ that add parts; may be given again."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completion.runs)]
 
 
 def example(*lines: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moecli.cli import completion
 from moecli.cli.common import Json, example
 from moecli.errors import ArtifactError, PartialSuccess, UsageError
 
@@ -14,7 +15,10 @@ EPILOG = example("moe compare runs", "moe compare runs/digits-* --by router.k --
 
 
 def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or folders of runs.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders, or folders of runs.", autocompletion=completion.runs),
+    ],
     by: Annotated[str, typer.Option(help="The key whose values make the rows.")] = "router",
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print as CSV, every number in full.")] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moecli.cli import completion
 from moecli.cli.common import Plugin, example, use
 from moecli.errors import UsageError
 
@@ -15,14 +16,23 @@ EPILOG = example("moe show router=hash", "moe show task=table task.path=FILE tas
 
 def show(
     what: Annotated[
-        list[str], typer.Argument(metavar="WHAT", help="GROUP=OPTION with its KEY=VALUE, or a run folder.")
+        list[str],
+        typer.Argument(
+            metavar="WHAT",
+            help="GROUP=OPTION, of a task with its KEY=VALUE, or a run folder.",
+            autocompletion=completion.what,
+        ),
     ],
     plugin: Plugin = None,
 ) -> None:
-    """Explain a part (what it does, claims, options), a task's data, or a run."""
+    """Explain a part (formula, claims, needs, options, papers as BibTeX), a task's data, or a run."""
     use(plugin)
     group, equals, option = what[0].partition("=")
-    if not equals:
+    if len(what) > 1 and group != "task":
+        raise UsageError(
+            f"moe show {what[0]}: it explains one thing, with its defaults. Leave out {' '.join(what[1:])}"
+        )
+    if not equals or Path(what[0]).is_dir():  # a run may lie below a folder with = in its name
         _run(Path(what[0]))
     elif group == "task":
         _task(what)
@@ -50,6 +60,7 @@ def _run(path: Path) -> None:
 def _task(words: list[str]) -> None:
     from moecli.analysis.explain import part_lines
     from moecli.config import compose, raw_node
+    from moecli.report.terminal import visible
     from moecli.run import build_task
 
     for line in part_lines("task", words[0].partition("=")[2]):
@@ -61,4 +72,4 @@ def _task(words: list[str]) -> None:
         return
     print()
     for fact in build_task(compose(words)).facts():
-        print(f" {fact.name}: {fact.value}")
+        print(visible(f" {fact.name}: {fact.value}"))

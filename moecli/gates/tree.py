@@ -15,7 +15,7 @@ from moecli.types import PositiveInt
 
 
 class Tree(Gate):
-    """The log-probabilities of the branches on the way to a leaf add up.
+    """The log-probabilities of the branches on the way to a leaf add up: logits_e = sum log p(branch | x, node).
 
     A node that models x adds log p(branch, x), un-normalised: normalised, it would no longer be
     what its closed M-step maximises, and EM would fall.

@@ -10,7 +10,7 @@ from moecli.types import FiniteFloat
 
 
 class Entropy(Term):
-    """Mean entropy of the gate's belief: a positive weight sharpens it, a negative one spreads it."""
+    """L = -1/N sum_n sum_e p_ne log p_ne, the gate's belief: a positive weight sharpens it, a negative one spreads it."""
 
     def __init__(self, weight: FiniteFloat = 0.01):
         super().__init__(weight)

@@ -10,7 +10,7 @@ from moecli.types import FiniteFloat, Scope
 
 
 class Importance(Balance):
-    """CV^2 of sum_n G(x_n), the combine weights before capacity: zero when all experts weigh the same."""
+    """CV^2 = variance / mean^2 over e of sum_n G(x_n)_e, the combine weights before capacity: zero when all are equal."""
 
     def __init__(self, weight: FiniteFloat = 0.1, scope: Scope = "batch"):
         super().__init__(weight, scope)

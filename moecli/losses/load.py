@@ -10,7 +10,7 @@ from moecli.types import FiniteFloat, Scope
 
 
 class Load(Balance):
-    """CV^2 of the expected number of tokens that choose each expert under fresh noise."""
+    """CV^2 = variance / mean^2 over e of sum_n P(x_n, e), the tokens expected to choose e under fresh noise."""
 
     needs = Balance.needs | {"noise"}
 

@@ -10,7 +10,7 @@ from moecli.types import FiniteFloat, Scope
 
 
 class SwitchBalance(Balance):
-    """E sum_e f_e P_e with f the share of edges (sums to one) and P the mean belief.
+    """L = E sum_e f_e P_e with f the share of edges (sums to one) and P the mean belief.
 
     Uniform use gives exactly 1 for any k, and full collapse E.  One is no minimum: hard counts can
     lie a little below it.  The gradient flows through P alone.

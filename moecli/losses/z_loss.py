@@ -10,7 +10,7 @@ from moecli.types import FiniteFloat
 
 
 class ZLoss(Term):
-    """Mean over tokens of logsumexp(logits)^2."""
+    """L = 1/N sum_n (log sum_e exp logits_ne)^2."""
 
     needs = Term.needs | {"logits"}
 

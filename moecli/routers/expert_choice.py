@@ -15,7 +15,9 @@ from moecli.types import PositiveFloat
 
 
 class ExpertChoice(Router):
-    """In each group of n tokens every expert takes the ceil(capacity_factor n / E) that want it most.
+    """In each group of n tokens every expert takes the C = ceil(capacity_factor n / E) that want it most.
+
+    y_n = sum_e p_ne f_e(x_n) over the experts that took token n, with p = softmax(gate(x)) over the experts.
 
     A group is a sequence, or the batch where tokens are whole examples (``auto``); ``position`` groups
     the same time step of all sequences, which no future token enters; ``batch`` takes everything.

@@ -12,7 +12,7 @@ from moecli.types import Seed
 
 
 class Hash(Router):
-    """Expert of a token at layer l = table_l[id], drawn once from ``seed`` and the layer; no gate, no loss."""
+    """y = f_e(x) with e = table_l[id] at layer l, drawn once from ``seed`` and the layer; no gate, no loss."""
 
     own = Claims(trains_gate=False)
     graded = False

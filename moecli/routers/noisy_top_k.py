@@ -21,6 +21,8 @@ from moecli.types import PositiveInt
 class NoisyTopK(Router):
     """Softmax over the k best of H(x) = gate(x) + N(0, 1) softplus(noise(x)); no noise in evaluation.
 
+    y = sum_e w_e f_e(x) over the k largest H_e, with w = softmax of those k.
+
     Raises UsageError for k = 1: the one weight is the constant 1, so the task never trains the gate.
     """
 

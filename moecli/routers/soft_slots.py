@@ -15,6 +15,8 @@ from moecli.types import PositiveInt
 class SoftSlots(Router):
     """A gate over E x P slots; softmax over a group's tokens fills a slot, softmax over slots reads it back.
 
+    With logits l_ns of token n for slot s of expert e(s): y_n = sum_s C_ns f_e(s)(sum_m D_ms x_m), where D is the
+    softmax of l over the tokens of the group and C the softmax over all slots.
     Groups as in ``expert_choice``.  There is no logit per expert, only per slot.
     """
 

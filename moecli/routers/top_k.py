@@ -15,6 +15,9 @@ from moecli.types import PositiveInt
 class TopK(Router):
     """Softmax over the k best logits (Mixtral), or without ``renormalize`` over all of them (Switch, OLMoE).
 
+    y = sum_e w_e f_e(x) over the k largest logits h_e = gate(x)_e, with w_e = exp(h_e) / sum exp(h) over those k, or
+    over all E.
+
     Raises UsageError for k = 1 renormalised: its weight is the constant 1, so the gate would never learn.
     """
 
