@@ -141,6 +141,14 @@ class Sparse:
         choice = torch.arange(k, device=expert.device).repeat_interleave(n)
         return cls(order % n if n else order, flat[order], log_weight.T.flatten()[order], choice[order], n, num_experts)
 
+    @classmethod
+    def from_mask(cls, chosen: Tensor, log_weight: Tensor, liking: Tensor) -> Sparse:
+        """Tokens with any number of experts: a mask, log-weights and what ranks a token's choices, (N, E) each."""
+        order = liking.masked_fill(~chosen, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+        rank = order.argsort(dim=-1)
+        expert, token = chosen.T.nonzero(as_tuple=True)  # sorted by expert
+        return cls(token, expert, log_weight[token, expert], rank[token, expert], *chosen.shape)
+
     @cached_property
     def groups(self) -> Groups:
         counts = self.expert.new_zeros(self.num_experts)  # index_add, unlike bincount, needs no sync

@@ -7,7 +7,8 @@ then decide who of the asked is served.  ``Usage`` counts both, and adds up over
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -27,24 +28,31 @@ class Tokens:
     position: Tensor  # (N,) int64 its place there
     group: Tensor  # (N,) int64 tokens of one group may influence each other's routing
     ids: Tensor | None = None  # (N, W) vocabulary ids: the token's own, then those before it, -1 before the start
+    known: Mapping[str, Tensor] = field(default_factory=dict)  # each (N,) int64: labels, and the row in the data
     previous: Routing | None = None  # what the mixture layer before decided for the same tokens
 
     @classmethod
-    def items(cls, x: Tensor) -> Tokens:
+    def items(cls, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tokens:
         """Whole examples (N, *item), each a token of its own; the batch is one group."""
         zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return cls(x, torch.arange(len(x), device=x.device), zero, zero)
+        return cls(x, torch.arange(len(x), device=x.device), zero, zero, known=known or {})
 
     @classmethod
-    def sequences(cls, x: Tensor, ids: Tensor | None = None, window: int = 2) -> Tokens:
-        """Sequences (B, T, *item) with ids (B, T); each sequence is one example and one group."""
+    def sequences(
+        cls, x: Tensor, ids: Tensor | None = None, known: Mapping[str, Tensor] | None = None, window: int = 2
+    ) -> Tokens:
+        """Sequences (B, T, *item) with ids (B, T); each sequence is one example and one group.
+
+        What is ``known`` is of each example (B,) or of each token (B, T).
+        """
         b, t = x.shape[:2]
         example = torch.arange(b, device=x.device).repeat_interleave(t)
         position = torch.arange(t, device=x.device).repeat(b)
         if ids is not None:
             before = [nn.functional.pad(ids, (w, 0), value=-1)[:, :t] for w in range(window)]
             ids = torch.stack(before, dim=-1).flatten(0, 1)  # W x (B, T) -> (N, W)
-        return cls(x.flatten(0, 1), example, position, example, ids)
+        of_tokens = {name: fact.flatten() if fact.ndim > 1 else fact[example] for name, fact in (known or {}).items()}
+        return cls(x.flatten(0, 1), example, position, example, ids, of_tokens)
 
     def batched(self, by: Literal["auto", "position", "batch"]) -> Batched:
         """Tokens laid out by who may influence whom: ``auto`` is a sequence, or a batch of whole examples."""
@@ -61,6 +69,7 @@ class Usage:
 
     asked: Tensor  # (E,) before the filters
     served: Tensor  # (E,) after them
+    ranks: Tensor  # (2, E) int64 edges asked and served, by rank of choice; zero for plans without edges
     first: Tensor  # (E,) int64 tokens whose gate preferred this expert
     mass: Tensor  # (E,) sum of the combine weights
     entropy: Tensor  # () sum over tokens of the gate's entropy, in nats
@@ -77,7 +86,7 @@ class Usage:
     @property
     def dropped(self) -> float:
         """The share of what was asked for that no expert served."""
-        return 1 - float(self.served.sum() / self.asked.sum().clamp_min(1e-12))
+        return float((self.asked - self.served).sum() / self.asked.sum().clamp_min(1e-12))
 
 
 def counted(asked: Plan, served: Plan) -> tuple[Tensor, Tensor]:
@@ -85,6 +94,15 @@ def counted(asked: Plan, served: Plan) -> tuple[Tensor, Tensor]:
     if isinstance(asked, Sparse) and isinstance(served, Sparse):
         return asked.groups.counts, served.groups.counts
     return asked.weights.detach().sum(0), served.weights.detach().sum(0)
+
+
+def by_rank(plan: Plan) -> Tensor:
+    """How many edges are some token's first, second, ... choice: (E,) int64, zero where a plan has no edges."""
+    num_experts = plan.weights.shape[1]
+    if not isinstance(plan, Sparse):
+        return plan.weights.new_zeros(num_experts, dtype=torch.int64)
+    counts = plan.choice.new_zeros(num_experts)
+    return counts.index_add(0, plan.choice.clamp_max(num_experts - 1), torch.ones_like(plan.choice))
 
 
 def fair_share(work: Tensor, factor: float, num_experts: int) -> Tensor:
@@ -118,7 +136,8 @@ class Routing:
         first = probs.new_zeros(e, dtype=torch.int64)
         first = first.index_add(0, probs.argmax(-1), torch.ones_like(self.example))
         mass = self.plan.weights.detach().sum(0)
-        return Usage(*counted(self.asked, self.plan), first, mass, entropy(probs).sum(), len(probs))
+        ranks = torch.stack([by_rank(self.asked), by_rank(self.plan)])
+        return Usage(*counted(self.asked, self.plan), ranks, first, mass, entropy(probs).sum(), len(probs))
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,22 @@ class NoisyRouting(Routing):
     """Adds what the load loss needs (Shazeer et al., 2017, eq. 9)."""
 
     chance: Tensor | None = None  # (N, E) probability of being chosen under fresh noise
+
+
+@dataclass(frozen=True)
+class SampledRouting(Routing):
+    """Adds what a policy gradient needs (Williams, 1992)."""
+
+    log_prob: Tensor | None = None  # (N,) of the decision that was drawn, with its gradient
+    chance: Tensor | None = None  # (N, E) probability of drawing each expert
+
+
+@dataclass(frozen=True)
+class GroupedRouting(Routing):
+    """Adds that experts stand in equal groups (devices, nodes), of which a token reaches only some."""
+
+    num_groups: int = 1
+    limit: int = 1  # groups that a token may reach
 
 
 @dataclass(frozen=True)
@@ -144,7 +179,9 @@ class Capacity:
     """Each expert serves at most ``factor`` times its fair share of a group's edges (Lepikhin et al., 2020).
 
     ``by`` says who goes first: ``position`` all first choices in order, then the second ones (GShard);
-    ``token`` all choices of a token before the next token; ``weight`` the heaviest (Riquelme et al., 2021).
+    ``token`` all choices of a token before the next token; ``weight`` as ``position``, but tokens in the order of
+    their heaviest choice (batch prioritised, Riquelme et al., 2021); ``random`` whom a draw favours, in evaluation the
+    same draw each time.
     """
 
     factor: float | None
@@ -155,16 +192,17 @@ class Capacity:
         "density": "a token that is dropped keeps no weight, so the weights do not sum to one (router.capacity_factor)",
     }
 
-    def __call__(self, plan: Dense | Sparse, tokens: Tokens, training: bool) -> Dense | Sparse:
-        factor = self.active(training)
+    def __call__(self, plan: Dense | Sparse, tokens: Tokens, router: Router) -> Dense | Sparse:
+        factor = self.active(router.training)
         if factor is None:
             return plan
         plan = plan.edges()
         _, group, size = tokens.group.unique(return_inverse=True, return_counts=True)
         group = group[plan.token]  # (R,)
-        edges = torch.zeros_like(size).index_add(0, group, torch.ones_like(group))  # (G,)
-        limit = fair_share(edges, factor, plan.num_experts).minimum(size)  # (G,)
-        order = self._priority(plan)
+        counted = torch.zeros_like(size).index_add(0, group, torch.ones_like(group))  # (G,)
+        work = counted.maximum(size * router.choices) if router.steady else counted
+        limit = fair_share(work, factor, plan.num_experts).minimum(size)  # (G,)
+        order = self._priority(plan, router.training)
         queue = (plan.expert * len(size) + group)[order]
         order, queue = order[queue.argsort(stable=True)], queue.sort(stable=True).values
         place = torch.arange(len(queue), device=queue.device) - torch.searchsorted(queue, queue)
@@ -176,21 +214,34 @@ class Capacity:
         factor = self.factor if training else self.eval_factor
         return None if factor is None or math.isinf(factor) else factor
 
-    def _priority(self, plan: Sparse) -> Tensor:
-        if self.by == "weight":
-            return plan.log_weight.argsort(descending=True, stable=True)
+    def _priority(self, plan: Sparse, training: bool) -> Tensor:
+        if self.by == "random":
+            return lot(len(plan.token), training).to(plan.token.device)
         order = plan.token.argsort(stable=True)
+        if self.by == "weight":
+            heaviest = plan.log_weight.new_full((plan.num_tokens,), -torch.inf)
+            heaviest = heaviest.scatter_reduce(0, plan.token, plan.log_weight.detach(), "amax")
+            order = order[heaviest[plan.token[order]].argsort(descending=True, stable=True)]
         return order if self.by == "token" else order[plan.choice[order].argsort(stable=True)]
 
     def narrow(self, claims: Claims, router: Router, training: bool) -> Claims:
         if self.active(training) is None:
             return claims
-        by = self.by if router.graded else "token" if self.by == "token" else "position"
-        in_order = by == "token" or (by == "position" and router.choices <= 1)  # no later token comes first
-        blind = in_order and router.choices == 0  # what is dropped does not depend on what tokens hold
+        by = "position" if self.by == "weight" and not router.graded else self.by
+        blind = router.choices == 0 and by != "weight"  # what is dropped does not depend on what tokens hold
+        in_order = router.steady and (by == "token" or (by == "position" and router.choices <= 1))
         return replace(
-            claims, density=False, causal=claims.causal and in_order, independent=claims.independent and blind
+            claims,
+            density=False,
+            balanced=claims.balanced and router.choices == 0,
+            causal=claims.causal and (in_order or blind),  # no later token comes first
+            independent=claims.independent and blind,
         )
+
+
+def lot(size: int, training: bool) -> Tensor:
+    """A random order of ``size`` edges; in evaluation always the same."""
+    return torch.randperm(size) if training else torch.randperm(size, generator=torch.Generator().manual_seed(size))
 
 
 @dataclass(frozen=True)
@@ -202,15 +253,17 @@ class Mask:
         "density": "a masked token keeps no weight, so weights do not sum to one (router.mask)"
     }
 
-    def __call__(self, plan: Dense | Sparse, tokens: Tokens, training: bool) -> Dense | Sparse:
-        if not training or not self.p:
+    def __call__(self, plan: Dense | Sparse, tokens: Tokens, router: Router) -> Dense | Sparse:
+        if not router.training or not self.p:
             return plan
         plan = plan.edges()
         kept = torch.rand(plan.num_tokens, device=plan.token.device) >= self.p
         return plan.keep(kept[plan.token])
 
     def narrow(self, claims: Claims, router: Router, training: bool) -> Claims:
-        return replace(claims, density=False) if training and self.p else claims
+        if not (training and self.p):
+            return claims
+        return replace(claims, density=False, balanced=claims.balanced and router.choices == 0)
 
 
 @dataclass(frozen=True)
@@ -220,7 +273,7 @@ class Remove:
     expert: int
     reasons: ClassVar[dict[str, str]] = {}
 
-    def __call__(self, plan: Plan, tokens: Tokens, training: bool) -> Plan:
+    def __call__(self, plan: Plan, tokens: Tokens, router: Router) -> Plan:
         return plan.without(self.expert)
 
     def narrow(self, claims: Claims, router: Router, training: bool) -> Claims:
@@ -235,17 +288,19 @@ class Router(nn.Module):
     """
 
     own: Claims = Claims()
-    choices: int = 1  # ranks of choice that compete for an expert's queue; 0 where all tokens ask all experts
+    own_in_training: Claims | None = None  # where training promises something else
+    choices: int = 1  # ranks of choice that compete for an expert's queue; 0 where asking depends on no token's content
+    steady: bool = True  # a token counts with all its choices for capacity, however many it took
     graded: bool = True  # weights differ between tokens, so that capacity can go by them
     needs: ClassVar[frozenset[str]] = frozenset()
-    gives: ClassVar[frozenset[str]] = frozenset({"gate", "logits"})
+    gives: frozenset[str] = frozenset({"gate", "logits"})
     reasons: dict[str, str] = {}  # noqa: RUF012  # why a claim is absent, for the sentence that refuses it
 
     def __init__(
         self,
         capacity_factor: PositiveFloat | None = None,
         eval_capacity_factor: PositiveFloat | None = None,
-        capacity_by: Literal["position", "token", "weight"] = "position",
+        capacity_by: Literal["position", "token", "weight", "random"] = "position",
         mask: Probability = 0.0,
     ):
         super().__init__()
@@ -267,15 +322,20 @@ class Router(nn.Module):
             routing = self.route(replace(tokens, x=tokens.x.to(precise)))
             plan: Any = routing.plan  # a router of slots takes no filter but Remove, which every plan allows
             for serve in self.filters:
-                plan = serve(plan, tokens, self.training)
+                plan = serve(plan, tokens, self)
         return replace(routing, plan=plan, asked=routing.plan, example=tokens.example, position=tokens.position)
 
     def claims(self, training: bool) -> Claims:
         """What the built router promises in training or evaluation, its filters counted in."""
-        claims = self.own
+        claims = (training and self.own_in_training) or self.own
         for serve in self.filters:
             claims = serve.narrow(claims, self, training)
         return claims
+
+    @property
+    def masked(self) -> float:
+        """The share of tokens that lose all their experts in training, on purpose."""
+        return sum(serve.p for serve in self.filters if isinstance(serve, Mask))
 
     def why_not(self) -> dict[str, str]:
         """Why a claim is absent, the filters' reasons included."""

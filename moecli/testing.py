@@ -18,8 +18,8 @@ from moecli.plan import Slots
 from moecli.routing import Claims, Router, Tokens
 
 DIM, EXPERTS, VOCAB = SMALL["dim"], SMALL["num_experts"], SMALL["vocab_size"]
-SEQUENCES, LENGTH = 3, 9
-TRIALS = 6  # random inputs; a property holds if none breaks it
+SEQUENCES, LENGTH = 3, 14
+TRIALS = 8  # random inputs; a property holds if none breaks it
 
 
 def check_router(router: Router) -> None:
@@ -46,7 +46,7 @@ def observe(router: Router, training: bool) -> Claims:
 
 @dataclass
 class Trial:
-    """One random input, with linear experts behind the router."""
+    """One random input, of tokens that differ or are alike, with linear experts behind the router."""
 
     router: Router
     seed: int
@@ -55,6 +55,8 @@ class Trial:
         draw = torch.Generator().manual_seed(self.seed)
         self.x = 3 * torch.randn(SEQUENCES, LENGTH, DIM, generator=draw, dtype=torch.float64)
         self.ids = torch.randint(VOCAB, (SEQUENCES, LENGTH), generator=draw)
+        if self.seed % 2:  # tokens alike: all want the same experts, so whoever competes is seen to
+            self.x, self.ids = self.x[:1, :1] + 0.1 * self.x, self.ids[:1, :1].expand_as(self.ids)
         self.other_x = 3 * torch.randn(self.x.shape, generator=draw, dtype=torch.float64)
         self.other_ids = torch.randint(VOCAB, self.ids.shape, generator=draw)
         with torch.random.fork_rng():
@@ -66,9 +68,14 @@ class Trial:
     def tokens(self, changed: Tensor | None = None) -> Tokens:
         """The input, with the tokens of a mask (B, T) replaced by others."""
         if changed is None:
-            return Tokens.sequences(self.x, self.ids)
+            return Tokens.sequences(self.x, self.ids, self.known(self.ids))
         x = torch.where(changed[..., None], self.other_x, self.x)
-        return Tokens.sequences(x, torch.where(changed, self.other_ids, self.ids))
+        ids = torch.where(changed, self.other_ids, self.ids)
+        return Tokens.sequences(x, ids, self.known(ids))
+
+    def known(self, ids: Tensor) -> dict[str, Tensor]:
+        """A label that the id tells, and the place of each sequence in the data."""
+        return {"label": ids % 5, "row": (torch.arange(SEQUENCES) + self.seed * SEQUENCES) * LENGTH}
 
     def outputs(self, changed: Tensor | None = None) -> Tensor:  # -> (B, T, D)
         torch.manual_seed(self.seed)  # the same noise each time
@@ -117,7 +124,7 @@ class Trial:
             yield suffix, prefix
 
     def _all_but_one(self) -> Iterator[Tensor]:
-        for place in (0, LENGTH - 1):
+        for place in (0, LENGTH // 2, LENGTH - 1):
             changed = torch.ones(SEQUENCES, LENGTH, dtype=torch.bool)
             changed[self.seed % SEQUENCES, place] = False
             yield changed

@@ -15,5 +15,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
 
-Scope = Literal["batch", "sequence"]  # over which tokens a term balances
+Scope = Literal["sequence", "batch", "global"]  # over which tokens a term balances; global: all micro-batches of a step

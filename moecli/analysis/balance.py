@@ -23,8 +23,6 @@ from moecli.training.health import FEW, REMEDY, WINDOW, effective_experts, exami
 
 # Half way from its fair share to serving every token: uneven experts are usual, one that serves most tokens is not.
 LOPSIDED = 0.5
-# Switch (Fedus et al., 2021) trains with fewer than 1 % of its tokens dropped; several times that costs quality.
-DROPPED = 0.05
 # A fifth of the work in other hands in the last quarter of a training, when most learning rates are low: not settled.
 DRIFT = 0.2
 # Choices an expert would get under uniform routing, below which two windows differ by more than a tenth by luck alone.
@@ -61,7 +59,7 @@ def examine_trace(name: str, usage: dict[str, NDArray], meant: float = 0.0) -> l
         return [Finding("skipped", "experts", f"{name}: no token was recorded")]
     last = window(usage, len(usage["step"]))
     facts = _facts(last)
-    wrong = [*_unused(name, last), *_lopsided(name, facts), *_drops(name, facts, meant), *_drift(name, usage, last)]
+    wrong = [*_unused(name, last, meant), *_lopsided(name, facts), *_drift(name, usage, last)]
     if wrong:
         return [Finding("warning", "experts", w.what, w.why, w.do, {**facts.measured, **w.measured}) for w in wrong]
     what = f"{name}: effective experts {facts.effective:.1f} of {len(last.asked)}, none dead"
@@ -110,13 +108,17 @@ def _warn(what: str, why: str = "", do: str = "", **measured: Any) -> Finding:
     return Finding("warning", "experts", what, why, do, measured)
 
 
-def _unused(name: str, usage: Usage) -> Iterator[Finding]:
-    """Collapse, experts that nobody asks, and of sparse routing those that are nobody's first choice."""
-    found = examine(usage)
+def _unused(name: str, usage: Usage, meant: float) -> Iterator[Finding]:
+    """Collapse, experts that nobody asks, drops, and of sparse routing experts that are nobody's first choice."""
+    found = examine(usage, meant)
     for _, text in found:
         what, _, do = text.partition(". ")
         yield _warn(f"{name}: {what}", do=do)
-    if not found and not asked_by_mass(usage) and usage.tokens / len(usage.first) >= FEW:
+    if (
+        not {"collapse", "dead"} & {kind for kind, _ in found}
+        and not asked_by_mass(usage)
+        and usage.tokens / len(usage.first) >= FEW
+    ):
         silent = [e for e, n in enumerate(usage.first.tolist()) if n == 0]
         if silent:
             names = ", ".join(f"e{e}" for e in silent[:8])
@@ -131,12 +133,6 @@ def _lopsided(name: str, facts: _Facts) -> Iterator[Finding]:
         why = f"{facts.busiest:.1f} times its fair share; effective experts {facts.effective:.1f}"
         what = f"is asked by {share:.0%} of the tokens" if facts.edges else f"has {share:.0%} of the weight"
         yield _warn(f"{name}: one expert {what}", why, REMEDY)
-
-
-def _drops(name: str, facts: _Facts, meant: float) -> Iterator[Finding]:
-    if facts.dropped > meant + DROPPED:
-        do = "Raise router.capacity_factor, or give a balance term more weight (auxiliary.switch_balance.weight)"
-        yield _warn(f"{name}: {facts.dropped:.1%} of what tokens asked for was dropped", "an expert was full", do)
 
 
 def _drift(name: str, usage: dict[str, NDArray], last: Usage) -> Iterator[Finding]:

@@ -11,9 +11,9 @@ from moecli.compatibility import Part, part, refusals, router_part, small_router
 from moecli.config import build, option_node, part_class, raw_node, registry, signature
 
 TASKS = {
-    "classes": Part("task=digits", frozenset(), frozenset({"items", "classes"})),
-    "real": Part("task=regions", frozenset(), frozenset({"items", "real"})),
-    "text": Part("task=stdlib_text", frozenset({"causal"}), frozenset({"sequence", "ids", "classes"})),
+    "classes": Part("task=digits", frozenset(), frozenset({"items", "classes", "known"})),
+    "real": Part("task=regions", frozenset(), frozenset({"items", "real", "known"})),
+    "text": Part("task=stdlib_text", frozenset({"causal"}), frozenset({"sequence", "ids", "classes", "known"})),
 }
 # model, kind of data, family
 SETTINGS = (("layer", "classes", None), ("layer", "real", None), ("density", "classes", "categorical"),
@@ -48,9 +48,13 @@ def _refusal(router: str, column: str) -> str | None:
         return gate_refusal(router, rest)
     parts = [_router(router)]
     if group == "model":
-        parts += setting_parts(rest)
+        parts += [*setting_parts(rest), *default_gate(router), *advised_terms(router)]
     elif group == "trainer":
-        parts = [*trainer_parts(rest, router), *parts]  # in the order in which a training would refuse
+        parts = [
+            *trainer_parts(rest, router),
+            *parts,
+            *advised_terms(router),
+        ]  # in the order in which a training would refuse
     else:
         parts += [part(column, build(option_node("auxiliary", rest))), _any_data(router)]
     found = refusals(parts)
@@ -59,6 +63,12 @@ def _refusal(router: str, column: str) -> str | None:
 
 def _router(router: str) -> Part:
     return router_part(f"router={router}", small_router(router))
+
+
+def advised_terms(router: str) -> list[Part]:
+    """What teaches or balances a router's gate unless the user says otherwise."""
+    names = raw_node("router", router).get("recommends", {}).get("auxiliary", [])
+    return [part(f"auxiliary={name}", build(option_node("auxiliary", name))) for name in names]
 
 
 def setting_parts(column: str) -> list[Part]:
@@ -74,13 +84,16 @@ def setting_parts(column: str) -> list[Part]:
 
 def trainer_parts(trainer: str, router: str) -> list[Part]:
     """A classical mixture of linear experts under a Gaussian, which every trainer can fit if the router lets it."""
-    chosen = [
-        ("expert", "linear"),
-        ("trainer", trainer),
-        *([] if gate_refusal(router, "linear") else [("gate", "linear")]),
-    ]
+    chosen = [("expert", "linear"), ("trainer", trainer)]
     parts = [part(f"{group}={option}", part_class({"_target_": _target(group, option)})) for group, option in chosen]
-    return [*setting_parts("density (real)"), *parts]
+    return [*setting_parts("density (real)"), *parts, *default_gate(router)]
+
+
+def default_gate(router: str) -> list[Part]:
+    """The linear gate, where the router takes one."""
+    if "gate" not in signature(_target("router", router)):
+        return []
+    return [part("gate=linear", part_class({"_target_": _target("gate", "linear")}))]
 
 
 def _target(group: str, option: str) -> str:
@@ -95,7 +108,8 @@ def _any_data(router: str) -> Part:
 def gate_refusal(router: str, gate: str) -> str | None:
     """A gate that the router never asks for is refused, because nobody would use it."""
     if "gate" in signature(_target("router", router)):
-        return None
+        parts = [_router(router), part(f"gate={gate}", part_class({"_target_": _target("gate", gate)}))]
+        return next(iter(refusals(parts, asking=Part(parts[0].name, parts[0].needs & {"odds"}, frozenset()))), None)
     return (
         f"gate={gate} (command line): router={router} has no gate, so nothing would use it. "
         "Leave gate out, or choose another router: moe ls router"

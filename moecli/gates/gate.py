@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Gate(nn.Module):
     """Belief: which expert suits x.  Under EM, ``fit`` moves it towards responsibilities."""
 
-    gives: ClassVar[frozenset[str]] = frozenset({"gate fit"})
+    gives: ClassVar[frozenset[str]] = frozenset({"gate fit", "odds"})
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, E)

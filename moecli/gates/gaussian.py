@@ -13,6 +13,8 @@ from moecli.types import PositiveFloat
 class Gaussian(Gate):
     """Logits = log prior_e + log N(x; mean_e, diag var_e): the M-step is closed, no inner loop."""
 
+    gives = frozenset({"gate fit"})
+
     def __init__(self, dim: int, num_experts: int, min_var: PositiveFloat = 1e-4):
         super().__init__()
         self.log_prior = nn.Parameter(torch.zeros(num_experts))

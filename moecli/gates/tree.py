@@ -21,6 +21,8 @@ class Tree(Gate):
     what its closed M-step maximises, and EM would fall.
     """
 
+    gives = frozenset({"gate fit"})
+
     def __init__(self, num_experts: int, node: Callable[[int], Gate], branching: list[PositiveInt] | None = None):
         super().__init__()
         width, *below = branching or _halves(num_experts)

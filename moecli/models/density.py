@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moecli.mixture import MixtureDensity, Output, together
 from moecli.models.layer import expert_table
-from moecli.models.model import Layer, Model
+from moecli.models.model import Known, Layer, Model
 from moecli.parts import Parts
 from moecli.routing import Tokens
 
@@ -22,8 +22,8 @@ class DensityModel(Model):
         super().__init__(**options)
         self.layer0 = parts.named(["layer0"], self.overrides).density("layer0", dim=dim, out=out)
 
-    def forward(self, x: Tensor) -> Output:
-        mixture = self.layer0(Tokens.items(x))
+    def forward(self, x: Tensor, known: Known = None) -> Output:
+        mixture = self.layer0(Tokens.items(x, known))
         return Output(mixture, {"layer0": mixture.routing})
 
     @property

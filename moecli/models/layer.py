@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from moecli.mixture import Output, together
-from moecli.models.model import Layer, Model
+from moecli.models.model import Known, Layer, Model
 from moecli.parts import Parts
 from moecli.routing import Tokens
 from moecli.types import NonNegativeInt, PositiveInt
@@ -29,6 +29,7 @@ class LayerModel(Model):
         head: bool = True,
         residual: bool = True,
         shared: NonNegativeInt = 0,
+        shared_mix: Literal["add", "gate", "mix"] = "add",
         **options: Any,
     ):
         super().__init__(**options)
@@ -36,7 +37,7 @@ class LayerModel(Model):
         parts = parts.named(names, self.overrides)
         widths = [dim] * depth if head else [dim] * (depth - 1) + [out]
         built = {
-            name: parts.mixture(name, index, depth, dim=dim, out=width, shared=shared)
+            name: parts.mixture(name, index, depth, dim=dim, out=width, shared=shared, shared_mix=shared_mix)
             for index, (name, width) in enumerate(zip(names, widths, strict=True))
         }
         self.layers: Any = nn.ModuleDict(built)
@@ -44,8 +45,8 @@ class LayerModel(Model):
         self.residual = frozenset(hidden if residual else [])
         self.head = nn.Linear(dim, out) if head else None
 
-    def forward(self, x: Tensor) -> Output:  # (B, D) -> (B, Y)
-        tokens, routings = Tokens.items(x), {}
+    def forward(self, x: Tensor, known: Known = None) -> Output:  # (B, D) -> (B, Y)
+        tokens, routings = Tokens.items(x, known), {}
         for name, layer in self.layers.items():
             y, routing = layer(tokens)
             routings[name] = routing

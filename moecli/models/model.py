@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from moecli.mixture import MixtureDensity, MixtureOfExperts, Output
 
 Layer = MixtureOfExperts | MixtureDensity
+Known = Mapping[str, Tensor] | None  # labels (B,) or (B, T), and the row (B,) of each example, for routers that ask
 
 
 class Model(nn.Module):
@@ -21,7 +23,7 @@ class Model(nn.Module):
         super().__init__()
         self.is_twin, self.allow_leak, self.overrides = twin, allow_leak, layers or {}
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, known: Known = None) -> Output:
         raise NotImplementedError
 
     @property

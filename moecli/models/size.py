@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from moecli.models.model import Layer, Model
+from moecli.models.model import Known, Layer, Model
 from moecli.routing import Tokens
 
 
@@ -24,12 +25,12 @@ class Size:
 
 
 @torch.no_grad()
-def measure(model: Model, x: Tensor) -> Size:
+def measure(model: Model, x: Tensor, known: Known = None) -> Size:
     """Run the model once in evaluation on x and count; x (B, D) or ids (B, T)."""
     was_training = model.training
     model.eval()
-    seen = sample(model, x)
-    flops = _counted(model, x) / _num_tokens(x)
+    seen = sample(model, x, known)
+    flops = _counted(model, x, known) / _num_tokens(x)
     model.train(was_training)
     rows = {name: _rows(model.mixtures[name], tokens) for name, tokens in seen.items()}
     total = sum(p.numel() for p in model.parameters())
@@ -37,7 +38,7 @@ def measure(model: Model, x: Tensor) -> Size:
     return Size(total, round(total - idle), round(flops), rows)
 
 
-def sample(model: Model, x: Tensor) -> dict[str, Tokens]:
+def sample(model: Model, x: Tensor, known: Known = None) -> dict[str, Tokens]:
     """The tokens that reach each mixture layer when the model reads x."""
     seen: dict[str, Tokens] = {}
     hooks = [
@@ -45,16 +46,16 @@ def sample(model: Model, x: Tensor) -> dict[str, Tokens]:
         for name, layer in model.mixtures.items()
     ]
     with torch.no_grad():
-        model(x)
+        model(x, known)
     for hook in hooks:
         hook.remove()
     return seen
 
 
-def make_twin(model: Model, x: Tensor) -> None:
+def make_twin(model: Model, x: Tensor, known: Known = None) -> None:
     """Put in place of each mixture one dense expert with the mixture's FLOPs per token, router included."""
     model.eval()
-    for name, tokens in sample(model, x).items():
+    for name, tokens in sample(model, x, known).items():
         layer = model.mixtures[name]
         model.replace(name, layer.twin(layer_flops(layer, tokens)))
     model.train()
@@ -66,10 +67,10 @@ def layer_flops(layer: Layer, tokens: Tokens) -> float:
     return _counted(layer, tokens) / len(tokens.x)
 
 
-def _counted(module: nn.Module, argument: Tensor | Tokens) -> int:
+def _counted(module: nn.Module, *arguments: Any) -> int:
     # fused attention hides its products from the counter on a CPU; the plain one shows them
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(argument)
+        module(*arguments)
     return counter.get_total_flops()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moecli.errors import UsageError
 from moecli.mixture import MixtureOfExperts, Output
-from moecli.models.model import Layer, Model
+from moecli.models.model import Known, Layer, Model
 from moecli.parts import Parts
 from moecli.routing import Routing, Tokens
 from moecli.types import NonNegativeInt, PositiveInt, Probability
@@ -35,6 +35,7 @@ class Transformer(Model):
         every: PositiveInt = 2,
         dropout: Probability = 0.0,
         shared: NonNegativeInt = 0,
+        shared_mix: Literal["add", "gate", "mix"] = "add",
         **options: Any,
     ):
         super().__init__(**options)
@@ -49,7 +50,16 @@ class Transformer(Model):
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         built = {
-            name: parts.mixture(name, index, len(names), dim=dim, out=dim, vocab_size=vocab_size, shared=shared)
+            name: parts.mixture(
+                name,
+                index,
+                len(names),
+                dim=dim,
+                out=dim,
+                vocab_size=vocab_size,
+                shared=shared,
+                shared_mix=shared_mix,
+            )
             for index, name in enumerate(names)
         }
         self.blocks = nn.ModuleDict(
@@ -57,11 +67,11 @@ class Transformer(Model):
         )
         self.norm, self.dropout = nn.RMSNorm(dim), nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, known: Known = None) -> Output:
         state = self.dropout(self.embedding(x))  # (B, T, D)
         routings: dict[str, Routing] = {}
         for name, block in self.blocks.items():
-            state, routing = block(state, x, next(reversed(routings.values()), None))
+            state, routing = block(state, x, known, next(reversed(routings.values()), None))
             if routing is not None:
                 routings[name] = routing
         return Output(F.linear(self.norm(state), self.embedding.weight), routings)
@@ -85,11 +95,11 @@ class Block(nn.Module):
         dense = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.feed = dense if mixture is None else mixture
 
-    def forward(self, x: Tensor, ids: Tensor, previous: Routing | None) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, ids: Tensor, known: Known, previous: Routing | None) -> tuple[Tensor, Routing | None]:
         x = x + self.dropout(self.attention(self.norm1(x)))  # (B, T, D)
         if isinstance(self.feed, nn.Sequential):
             return x + self.dropout(self.feed(self.norm2(x))), None
-        tokens = replace(Tokens.sequences(self.norm2(x), ids), previous=previous)
+        tokens = replace(Tokens.sequences(self.norm2(x), ids, known), previous=previous)
         y, routing = self.feed(tokens)
         return x + self.dropout(y.view_as(x)), routing
 

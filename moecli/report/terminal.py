@@ -114,8 +114,17 @@ def layer_lines(run: Run) -> Iterable[str]:
         parts = [
             f"experts and {label}: NMI {m['value']:.2f} ({_chance(m)}, {name})" for label, m in layer["nmi"].items()
         ]
-        parts += [f"effective experts {layer['effective_experts']:.1f} of {experts}", f"dropped {layer['dropped']:.0%}"]
+        parts += [f"effective experts {layer['effective_experts']:.1f} of {experts}", _dropped(layer)]
         yield " " + " · ".join(parts)
+
+
+def _dropped(layer: dict[str, Any]) -> str:
+    """Of all choices, and of the first, second, ... ones where a token has several."""
+    ranks = layer.get("dropped_by_choice", [])  # runs of before have none
+    several = len(ranks) > 1 and layer["dropped"] > 0
+    return f"dropped {layer['dropped']:.0%}" + (
+        f" (by choice {', '.join(f'{r:.0%}' for r in ranks)})" if several else ""
+    )
 
 
 def _chance(measure: dict[str, Any]) -> str:

@@ -29,10 +29,25 @@ class Batch:
     target: Tensor  # (B,) int64 class, (B, Y) float, or (B, T) int64 next ids
     labels: dict[str, Tensor]  # each (B,) or (B, T) int64, an index into Task.label_names
     document: Tensor  # (B,) int64
+    row: Tensor  # (B,) int64 the number of its first token in the whole data: train, then valid, then test
 
     def to(self, device: torch.device) -> Batch:
         labels = {name: label.to(device) for name, label in self.labels.items()}
-        return Batch(self.x.to(device), self.target.to(device), labels, self.document.to(device))
+        return Batch(self.x.to(device), self.target.to(device), labels, self.document.to(device), self.row.to(device))
+
+    def parts(self, number: int) -> list[Batch]:
+        """Consecutive micro-batches of nearly equal size."""
+        fields = [t.tensor_split(number) for t in (self.x, self.target, self.document, self.row)]
+        labels = {name: label.tensor_split(number) for name, label in self.labels.items()}
+        return [
+            Batch(x, target, {name: label[i] for name, label in labels.items()}, document, row)
+            for i, (x, target, document, row) in enumerate(zip(*fields, strict=True))
+        ]
+
+    @property
+    def known(self) -> dict[str, Tensor]:
+        """What a router may be told of each example beside its features."""
+        return {**self.labels, "row": self.row}
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,8 @@ class InMemory(Task):
         part = self.splits[split]
         document = part.document[index] if len(part.document) else index
         labels = {name: label[index] for name, label in part.labels.items()}
-        return Batch(part.x[index], part.target[index], labels, document)
+        row = index + sum(self.sizes[before] for before in SPLITS[: SPLITS.index(split)])
+        return Batch(part.x[index], part.target[index], labels, document, row)
 
     def chance(self, split: str) -> dict[str, float]:
         return self.kind.chance(self.splits["train"].target, self.splits[split].target)

@@ -138,7 +138,8 @@ class Characters(Task):
         ids = stream.ids[place].long()
         document = stream.document[place[:, :-1]].long()
         labels = {"domain": self._domain_of[document], "character": self._class_of[ids[:, :-1]]}
-        return Batch(ids[:, :-1].clone(), ids[:, 1:].clone(), labels, document[:, 0].clone())
+        row = start + sum(len(self.streams[before].ids) for before in SPLITS[: SPLITS.index(split)])
+        return Batch(ids[:, :-1].clone(), ids[:, 1:].clone(), labels, document[:, 0].clone(), row)
 
     def chance(self, split: str) -> dict[str, float]:
         """The unigram of the training text, each symbol counted once more so that none is impossible."""

@@ -39,7 +39,7 @@ def evaluate(
     result = Evaluation({}, {})
     seen = 0
     for batch in (b.to(device) for b in task.batches(split, size)):
-        output = model(batch.x)
+        output = model(batch.x, batch.known)
         scores.append({k: v.cpu() for k, v in task.kind.score(output.prediction, batch.target).items()})
         for name, routing in output.routings.items() if trace else ():
             result.usage[name] = routing.usage + result.usage[name] if name in result.usage else routing.usage

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moecli.analysis.balance import DRIFT, DROPPED, ENOUGH, check_experts, examine_trace
+from moecli.analysis.balance import DRIFT, ENOUGH, check_experts, examine_trace
 from moecli.analysis.doctor import diagnose
 from moecli.analysis.finding import Finding, damaged, from_error
 from moecli.analysis.intact import CHECKS, check_intact
 from moecli.errors import ArtifactError
 from moecli.record.folder import Run
 from moecli.record.lock import holder, locked
-from moecli.training.health import FEW, WINDOW
+from moecli.training.health import DROPPED, FEW, WINDOW
 
 SEEDS = range(20)
 STEPS, TOKENS, EXPERTS = 80, 96, 8
@@ -41,6 +41,7 @@ def trace(bias, seed, k=1, steps=STEPS, tokens=TOKENS, kept=1.0, mass=False) -> 
         "step": np.arange(steps) * 4,
         "asked": asked,
         "served": served,
+        "ranks": np.stack([asked, served], axis=1),
         "first": first,
         "mass": weight,
         "entropy": entropy,
@@ -103,7 +104,7 @@ def test_drops_count_above_what_is_meant(dropped, meant, said):
     assert abs(0.1 - DROPPED) > 0.02
     for seed in SEEDS:
         found = warned(trace(bias_of(), seed, kept=1 - dropped), meant=meant)
-        assert len(found) == said and all("was dropped" in text for text in found)
+        assert len(found) == said and all("are dropped" in text for text in found)
 
 
 def test_drift_is_work_that_changes_hands_late():

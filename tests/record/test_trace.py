@@ -13,13 +13,19 @@ from moecli.record.trace import Trace, TraceReader, assignments
 from moecli.routing import Tokens, Usage
 from moecli.tasks.task import Batch
 
-FIELDS = ("asked", "served", "first", "mass", "entropy", "tokens")
+FIELDS = ("asked", "served", "ranks", "first", "mass", "entropy", "tokens")
 
 
 def usage(draw, experts):
-    counts = torch.from_numpy(draw.integers(0, 50, (3, experts)))
+    asked, served, *ranks, first = torch.from_numpy(draw.integers(0, 50, (5, experts)))
     return Usage(
-        *counts, torch.from_numpy(draw.random(experts)), torch.tensor(draw.random()), int(draw.integers(1, 99))
+        asked,
+        served,
+        torch.stack(ranks),
+        first,
+        torch.from_numpy(draw.random(experts)),
+        torch.tensor(draw.random()),
+        int(draw.integers(1, 99)),
     )
 
 
@@ -80,6 +86,7 @@ def test_assignments_equal_brute_force(router, tmp_path):
             torch.zeros(b, t),
             {"kind": torch.randint(0, 4, (b,)), "place": torch.randint(0, 9, (b, t))},
             torch.randint(0, 100, (b,)),
+            torch.arange(b),
         )
         routing = built(Tokens.sequences(torch.randn(b, t, 8), batch.x))
         seen.append(assignments(routing, batch, part * b))

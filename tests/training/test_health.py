@@ -7,7 +7,7 @@ from moecli.compatibility import build_small
 from moecli.config import option_node
 from moecli.routing import Tokens, Usage
 from moecli.training.gradient import LOOK
-from moecli.training.health import WINDOW, Health, examine
+from moecli.training.health import WINDOW, Health, dropped_by_rank, examine
 
 STEPS, BATCH, SEEDS = 100, 128, range(20)
 ROUTERS = {"dense": {}, "top_k": {"k": 2}, "top_1": {"k": 1, "renormalize": False}}
@@ -86,9 +86,11 @@ def test_a_finding_is_said_once_a_layer_and_tells_what_to_do():
     assert health.see("a", usage) and health.see("b", usage) and not health.see("a", usage)
 
 
-def usage(asked, tokens=None):
+def usage(asked, tokens=None, served=None):
     counts = torch.tensor(asked)
-    return Usage(counts, counts, counts, counts.float(), torch.tensor(0.0), tokens or int(sum(asked)))
+    served = counts if served is None else torch.tensor(served)
+    ranks = torch.stack([counts, served])
+    return Usage(counts, served, ranks, counts, counts.float(), torch.tensor(0.0), tokens or int(sum(asked)))
 
 
 @pytest.mark.parametrize(
@@ -107,3 +109,15 @@ def usage(asked, tokens=None):
 def test_what_is_said_of_a_usage(asked, tokens, kinds):
     found = [kind for kind, _ in examine(usage(asked, tokens))]
     assert kinds is None or found == kinds
+
+
+def test_drops_are_said_by_rank_of_choice():
+    few, many = usage([100, 100], 100, [99, 98]), usage([100, 100], 100, [99, 60])
+    assert not health_kinds(few) and health_kinds(many) == ["dropped"]
+    assert "choice 1: 1%, choice 2: 40%" in examine(many)[0][1]
+    assert not examine(many, meant=0.2)
+    assert dropped_by_rank([[4, 0], [3, 0]]) == [0.25]
+
+
+def health_kinds(seen):
+    return [kind for kind, _ in examine(seen)]
