@@ -15,5 +15,8 @@ class Importance(Balance):
     def __init__(self, weight: FiniteFloat = 0.1, scope: Scope = "batch"):
         super().__init__(weight, scope)
 
-    def value(self, routing: Routing, example_loss: Tensor) -> Tensor:
-        return cv_squared(self.mean(routing.asked.weights, routing))
+    def evidence(self, routing: Routing) -> Tensor:  # -> (N, E)
+        return routing.asked.weights
+
+    def score(self, mean: Tensor, routing: Routing) -> Tensor:
+        return cv_squared(mean)

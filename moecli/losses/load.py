@@ -17,5 +17,8 @@ class Load(Balance):
     def __init__(self, weight: FiniteFloat = 0.1, scope: Scope = "batch"):
         super().__init__(weight, scope)
 
-    def value(self, routing: Routing, example_loss: Tensor) -> Tensor:
-        return cv_squared(self.mean(routing.chance, routing))  # type: ignore[attr-defined]  # needs: noise
+    def evidence(self, routing: Routing) -> Tensor:  # -> (N, E)
+        return routing.chance  # type: ignore[attr-defined]  # needs: noise
+
+    def score(self, mean: Tensor, routing: Routing) -> Tensor:
+        return cv_squared(mean)

@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from moecli.losses.term import Term
+from moecli.losses.term import Balance, Term, total
 from moecli.mixture import Mixture, Output
+from moecli.routing import Routing
+
+Totals = dict[tuple[str, str], Tensor]  # {(term, layer): evidence (M + 1,)}
 
 
 class Objective:
     """Output, target -> {"loss": task, each term's name: its mean over layers, "total": what to descend}.
 
-    Terms are reported as they are; only ``total`` holds their weights.
+    Terms are reported as they are; only ``total`` holds their weights.  Of one of several micro-batches,
+    ``total`` is its share, so that totals and their gradients add up to those of the whole batch.
     """
 
     def __init__(
@@ -25,15 +29,38 @@ class Objective:
     ):
         """``idle`` names the layers that a term has nothing to act on in."""
         self.task, self.terms, self.idle = task, terms, idle or {}
+        self.across = {n: t for n, t in terms.items() if isinstance(t, Balance) and t.scope == "global"}
 
-    def __call__(self, output: Output, target: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, output: Output, target: Tensor, share: float = 1.0, whole: Totals | None = None
+    ) -> dict[str, Tensor]:
+        """``share`` of the batch's examples are here, and ``whole`` is what ``totals`` of all its parts add up to."""
         example_loss = self.task(output.prediction, target)  # (B,)
         values = {"loss": example_loss.mean()}
-        total = values["loss"]
+        summed = share * values["loss"]
         for name, term in self.terms.items():
-            active = [r for layer, r in output.routings.items() if layer not in self.idle.get(name, ())]
-            if active:
-                layers = [term.value(routing, example_loss[routing.example]) for routing in active]
-                values[name] = torch.stack(layers).mean()
-                total = total + term.weight * values[name]
-        return values | {"total": total}
+            layers = self._active(name, output)
+            if not layers:
+                continue
+            across = whole is not None and name in self.across
+            found = [
+                self.across[name].within(routing, whole[name, layer])  # type: ignore[index]
+                if across
+                else term.value(routing, example_loss[routing.example])
+                for layer, routing in layers.items()
+            ]
+            values[name] = value = torch.stack(found).mean()
+            part = share * value.detach() + value - value.detach() if across else share * value
+            summed = summed + term.weight * part
+        return values | {"total": summed}
+
+    def totals(self, output: Output) -> Totals:
+        """What this micro-batch adds to the evidence of the terms that balance over all of them."""
+        return {
+            (name, layer): total(term, routing)
+            for name, term in self.across.items()
+            for layer, routing in self._active(name, output).items()
+        }
+
+    def _active(self, name: str, output: Output) -> dict[str, Routing]:
+        return {layer: r for layer, r in output.routings.items() if layer not in self.idle.get(name, ())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from moecli.errors import Interrupted, NumericalFailure, UsageError
-from moecli.losses.objective import Objective
+from moecli.losses.objective import Objective, Totals
+from moecli.mixture import Output
 from moecli.models.model import Model
 from moecli.models.size import sample
 from moecli.record import checkpoint
@@ -20,12 +21,12 @@ from moecli.record.checkpoint import Saved
 from moecli.record.folder import require_room
 from moecli.record.recorder import Recorder
 from moecli.routing import Router, Usage
-from moecli.tasks.task import Task
+from moecli.tasks.task import Batch, Task
 from moecli.training.evaluate import evaluate
 from moecli.training.health import Health
 from moecli.training.schedules import Constant
 from moecli.training.stop import listening
-from moecli.types import PositiveFloat, PositiveInt
+from moecli.types import NonNegativeFloat, PositiveFloat, PositiveInt
 
 LOOK = 4  # steps between two looks at who works
 POINTS = 300  # of a curve, at about
@@ -50,7 +51,7 @@ class Job:
     model: Model
     task: Task
     objective: Objective
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     schedule: Constant
     record: Recorder
     seed: int
@@ -72,12 +73,15 @@ class Gradient:
         checkpoint_every: PositiveInt | None = None,
         clip: PositiveFloat | None = 1.0,
         patience: PositiveInt | None = None,
+        micro_batches: PositiveInt = 1,
+        router_rate: NonNegativeFloat = 1.0,
         autocast: Literal["none", "bfloat16"] = "none",
         phases: list[dict[str, Any]] | None = None,
     ):
         self.steps, self.batch_size, self.clip, self.patience = steps, batch_size, clip, patience
         self.eval_every = eval_every or max(1, steps // 10)
         self.checkpoint_every = checkpoint_every or self.eval_every
+        self.micro_batches, self.router_rate = micro_batches, router_rate
         self.autocast, self.phases = autocast == "bfloat16", _starts(phases or [], steps)
 
     def fit(self, job: Job, saved: Saved | None = None) -> Best:
@@ -149,10 +153,11 @@ class _Loop(Judge):
 
     def __init__(self, plan: Gradient, job: Job, saved: Saved | None):
         super().__init__(job)
-        self.plan, self.health, self.first = plan, Health(), saved.step if saved else 0
-        self.optimizer = job.optimizer(job.model.parameters())
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.plan, self.first = plan, saved.step if saved else 0
+        self.optimizer = job.optimizer(by_rate(job.model, plan.router_rate))
+        self.rates = [group["lr"] * group.get("rate", 1.0) for group in self.optimizer.param_groups]
         self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
+        self.health = Health({name: router.masked for name, router in self.routers.items()})
         self.stateful = {n: r for n, r in self.routers.items() if type(r).after_step is not Router.after_step}
         self.note_every = min(LOOK * max(1, plan.steps // (LOOK * POINTS)), LOOK * math.ceil(plan.eval_every / LOOK))
         for patterns in plan.phases.values():
@@ -200,7 +205,7 @@ class _Loop(Judge):
 
     def _prepare(self) -> None:
         first = self.job.task.train_batch(0, self.plan.batch_size, self.job.seed).to(self.job.device)
-        for name, tokens in sample(self.job.model, first.x).items():
+        for name, tokens in sample(self.job.model, first.x, first.known).items():
             self.routers[name].prepare(tokens)
 
     def train(self, step: int) -> None:
@@ -211,19 +216,49 @@ class _Loop(Judge):
         for group, top in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = top * rate
         batch = job.task.train_batch(step, self.plan.batch_size, job.seed).to(job.device)
-        with torch.autocast(job.device.type, torch.bfloat16, enabled=self.plan.autocast):
-            output = job.model(batch.x)
-            losses = job.objective(output, batch.target)
+        looking = step % LOOK == 0
         self.optimizer.zero_grad()
-        losses["total"].backward()
+        losses, usages = self._descend(batch, looking)
         norm = self._checked(losses["total"], step)
         self.optimizer.step()
-        looking = step % LOOK == 0
-        usages = {n: r.usage for n, r in output.routings.items() if looking or n in self.stateful}
         for name, router in self.stateful.items():
             router.after_step(usages[name])
         if looking:
             self._look(step, {**losses, "grad_norm": norm}, usages)
+
+    def _descend(self, batch: Batch, looking: bool) -> tuple[dict[str, Tensor], dict[str, Usage]]:
+        """The gradient of the batch, taken in micro-batches; the losses are means over all of its examples."""
+        parts = batch.parts(self.plan.micro_batches) if self.plan.micro_batches > 1 else [batch]
+        whole = self._whole(parts) if len(parts) > 1 and self.job.objective.across else None
+        losses: dict[str, Tensor] = {}
+        usages: dict[str, Usage] = {}
+        for part in parts:
+            share = len(part.x) / len(batch.x)
+            output = self._forward(part)
+            found = self.job.objective(output, part.target, share, whole)
+            found["total"].backward()
+            for name, value in found.items():
+                value = value.detach() * (1.0 if name == "total" else share)
+                losses[name] = losses[name] + value if name in losses else value
+            for name, routing in output.routings.items():
+                if looking or name in self.stateful:
+                    usages[name] = usages[name] + routing.usage if name in usages else routing.usage
+        return losses, usages
+
+    def _whole(self, parts: list[Batch]) -> Totals:
+        """The evidence of all micro-batches, from a first pass that draws the same noise as the second."""
+        before = random_state()
+        whole: Totals = {}
+        with torch.no_grad():
+            for part in parts:
+                for key, evidence in self.job.objective.totals(self._forward(part)).items():
+                    whole[key] = whole[key] + evidence if key in whole else evidence
+        restore_random_state(before)
+        return whole
+
+    def _forward(self, batch: Batch) -> Output:
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.plan.autocast):
+            return self.job.model(batch.x, batch.known)
 
     def _checked(self, total: Tensor, step: int) -> Tensor:
         """The gradient's norm, clipped; refuses to go on with a loss or gradient that is not finite."""
@@ -245,6 +280,16 @@ class _Loop(Judge):
 
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
         super().save(step, optimizer=checkpoint.optimizer_tensors(self.optimizer))
+
+
+def by_rate(model: Model, rate: float) -> list[dict[str, Any]]:
+    """Parameters in groups for the optimizer: the routers' learn at ``rate`` times the others' rate; 0 freezes them."""
+    routers = {id(p) for layer in model.mixtures.values() for p in layer.router.parameters()}
+    if rate == 1.0 or not routers:
+        return [{"params": list(model.parameters())}]
+    others = [p for p in model.parameters() if id(p) not in routers]
+    own = [p.requires_grad_(rate > 0) for p in model.parameters() if id(p) in routers]
+    return [{"params": others}, {"params": own, "rate": rate}]
 
 
 def _starts(phases: list[dict[str, Any]], steps: int) -> dict[int, list[str]]:
