@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from moecli.routing import Claims, Router, Routing, Tokens
 
 
 class MixtureOfExperts(nn.Module):
-    """y = shared(x) + combine(experts(dispatch(x))): tokens (N, D) -> (N, Y), in the dtype of x."""
+    """y = combine(experts(dispatch(x))), with shared experts beside: tokens (N, D) -> (N, Y), in the dtype of x."""
 
-    def __init__(self, router: Router, experts: Experts, shared: Experts | None = None):
+    def __init__(self, router: Router, experts: Experts, shared: Shared | None = None):
         super().__init__()
         self.router, self.experts, self.shared = router, experts, shared
 
@@ -26,12 +26,65 @@ class MixtureOfExperts(nn.Module):
         routing = self.router(tokens)
         y = self.experts.blend(routing.plan, tokens.x)
         if self.shared is not None:
-            y = y + self.shared.blend(together(self.shared, tokens.x), tokens.x)
+            y, weight = self.shared(tokens.x, y)
+            routing = replace(routing, shared=weight)
         return y.to(tokens.x.dtype), routing
 
     def twin(self, flops: float) -> MixtureOfExperts:
         """One fresh expert that costs ``flops`` a token."""
         return MixtureOfExperts(Alone(), self.experts.twin(flops))
+
+
+class Shared(nn.Module):
+    """Experts that serve every token beside the routed ones: y = routed + shared(x) (DeepSeekMoE, 2024)."""
+
+    gives: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, experts: Experts, dim: int):
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor, routed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (N, D), routed (N, Y) -> y (N, Y), and the shared experts' weight (N,) where it is learned."""
+        return routed + self.alone(x), None
+
+    def alone(self, x: Tensor) -> Tensor:  # (N, D) -> (N, Y)
+        return self.experts.blend(together(self.experts, x), x)
+
+
+class Gated(Shared):
+    """y = routed + sigmoid(w x) shared(x), as in Qwen2-MoE."""
+
+    gives = frozenset({"shared weight"})
+
+    def __init__(self, experts: Experts, dim: int):
+        super().__init__(experts, dim)
+        self.gate = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, x: Tensor, routed: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.gate(x).sigmoid()  # (N, 1)
+        return routed + weight * self.alone(x), weight[:, 0]
+
+
+class Mixed(Shared):
+    """y = g shared(x) + (1 - g) routed, g = sigmoid(w x + b).
+
+    The two-way softmax of PR-MoE (Rajbhandari et al., 2022) and the conditional routing of NLLB (2022) alike.
+    """
+
+    gives = frozenset({"shared weight"})
+
+    def __init__(self, experts: Experts, dim: int):
+        super().__init__(experts, dim)
+        self.gate = nn.Linear(dim, 1)
+
+    def forward(self, x: Tensor, routed: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.gate(x).sigmoid()  # (N, 1)
+        return weight * self.alone(x) + (1 - weight) * routed, weight[:, 0]
+
+
+SHARED_MIXES = {"add": Shared, "gate": Gated, "mix": Mixed}
 
 
 class Alone(Router):

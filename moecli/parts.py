@@ -8,7 +8,7 @@ from typing import Any
 
 from moecli.config import Config, build
 from moecli.errors import UsageError
-from moecli.mixture import MixtureDensity, MixtureOfExperts
+from moecli.mixture import SHARED_MIXES, MixtureDensity, MixtureOfExperts
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,24 @@ class Parts:
         return replace(self, overrides=overrides)
 
     def mixture(
-        self, name: str, index: int, num_layers: int, dim: int, out: int, vocab_size: int = 0, shared: int = 0
+        self,
+        name: str,
+        index: int,
+        num_layers: int,
+        dim: int,
+        out: int,
+        vocab_size: int = 0,
+        shared: int = 0,
+        shared_mix: str = "add",
     ) -> MixtureOfExperts:
         """Layer ``name``, the ``index``-th mixture of ``num_layers``, with ``shared`` experts for every token."""
         nodes = self._nodes(name)
         context = {"dim": dim, "out": out, "vocab_size": vocab_size, "layer": index, "num_layers": num_layers}
         router, experts = self._pair(nodes, context)
-        together = build(nodes["expert"], **context, num_experts=shared) if shared else None
-        return MixtureOfExperts(router, experts, together)
+        if not shared:
+            return MixtureOfExperts(router, experts)
+        together = build(nodes["expert"], **context, num_experts=shared)
+        return MixtureOfExperts(router, experts, SHARED_MIXES[shared_mix](together, dim))
 
     def density(self, name: str, dim: int, out: int) -> MixtureDensity:
         """The one layer of a classical mixture."""

@@ -40,3 +40,10 @@ class Experts(nn.Module):
     def twin(self, flops: float) -> Experts:
         """One fresh expert of the same kind whose row costs about ``flops``: the dense twin."""
         raise NotImplementedError
+
+
+def affordable(dim: int, out: int, flops: float) -> Experts:
+    """One ReLU expert that costs about ``flops`` = 2 h (D + Y): the twin of experts that cannot be widened."""
+    from moecli.experts.feed_forward import FeedForward
+
+    return FeedForward(dim, out, 1, hidden=max(1, round(flops / (2 * (dim + out)))), activation="relu")

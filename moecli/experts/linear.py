@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moecli.experts.experts import Experts
+from moecli.experts.experts import Experts, affordable
 from moecli.plan import Groups
 
 
@@ -36,11 +36,8 @@ class Linear(Experts):
         return 2 * self.weight[0].numel()
 
     def twin(self, flops: float) -> Experts:
-        """A linear map cannot be widened, so its twin has one hidden ReLU layer: 2 h (D + Y) FLOPs."""
-        from moecli.experts.feed_forward import FeedForward
-
-        _, dim, out = self.weight.shape
-        return FeedForward(dim, out, 1, hidden=max(1, round(flops / (2 * (dim + out)))), activation="relu")
+        """A linear map cannot be widened, so its twin has one hidden ReLU layer."""
+        return affordable(*self.weight.shape[1:], flops)
 
     @torch.no_grad()
     def fit(self, x: Tensor, z: Tensor, w: Tensor, ridge: float = 1e-9) -> None:
