@@ -36,10 +36,10 @@ from moecli.record.recorder import Recorder
 from moecli.record.trace import TraceReader, write_arrays
 from moecli.record.view import view
 from moecli.report import terminal
-from moecli.tasks.task import Task
+from moecli.tasks.task import SPLITS, Task
 from moecli.training.evaluate import Evaluation, evaluate, without
 from moecli.training.gradient import Best, Job
-from moecli.training.health import effective_experts
+from moecli.training.health import dropped_by_rank, effective_experts
 
 if TYPE_CHECKING:
     import pandas
@@ -101,10 +101,11 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     warnings, idle = check_fit(settings, task, model, terms)
     first = task.train_batch(0, settings["trainer"].get("batch_size", 128), settings["seed"])
     if model.is_twin:
-        make_twin(model, first.x)
+        make_twin(model, first.x, first.known)
         terms = {}
     model.to(device)
-    size = measure(model, first.x.to(device))
+    first = first.to(device)
+    size = measure(model, first.x, first.known)
     tokens = first.x.numel() if "sequence" in task.gives else len(first.x)
     torch.set_num_threads(settings["threads"] or fitting_threads(size.flops * tokens))
     return Built(settings, task, model, Objective(build(settings["objective"]), terms, idle), size, device, warnings)
@@ -206,7 +207,7 @@ def check_fit(
     choices = settings["choices"]
     leaks = frozenset({"causal"}) if model.allow_leak else frozenset()
     fixed = [
-        compatibility.Part(f"task={choices['task']}", frozenset(task.needs) - leaks, frozenset(task.gives)),
+        compatibility.Part(f"task={choices['task']}", frozenset(task.needs) - leaks, frozenset(task.gives) | {"known"}),
         compatibility.part(f"model={choices['model']}", model),
         compatibility.part(f"trainer={choices['trainer']}", config.part_class(settings["trainer"])),
     ]
@@ -230,6 +231,8 @@ def _layer_parts(settings: Config, model: Model, name: str) -> list[compatibilit
         compatibility.router_part(label, layer.router),
         compatibility.part(f"expert={choices['expert']}", layer.experts),
     ]
+    shared = getattr(layer, "shared", None)
+    parts += [compatibility.part("model.shared_mix", shared)] if shared is not None else []
     gate, family = getattr(layer.router, "gate", None), getattr(layer, "family", None)
     parts += [compatibility.part(f"gate={choices['gate']}", gate)] if gate is not None else []
     return parts + ([compatibility.part(f"family={choices['family']}", family)] if family is not None else [])
@@ -553,6 +556,7 @@ def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str
         "balance_cv": float(share.std(unbiased=False) / share.mean()),
         "max_over_mean": float(share.max() / share.mean()),
         "dropped": usage.dropped,
+        "dropped_by_choice": dropped_by_rank(usage.ranks.tolist()),
         "entropy": float(usage.entropy) / usage.tokens,
         "nmi": against,
     }
@@ -562,7 +566,8 @@ def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str
 def _surface(built: Built, folder: Path) -> None:
     """What the mixture, its gate and each expert say over the task's grid, for pictures."""
     grid = built.task.grid()
-    if grid is None:
+    told = any("known" in layer.router.needs for layer in built.model.mixtures.values())
+    if grid is None or told:  # a grid's points are no tokens of the task
         return
     built.model.eval()
     grid = grid.to(built.device)
@@ -627,7 +632,7 @@ def _seconds_per_step(built: Built, batch_size: int, steps: int = 4) -> float:
     for step in range(steps):
         batch = built.task.train_batch(step, batch_size, built.config["seed"]).to(built.device)
         started = time.perf_counter()
-        built.objective(built.model(batch.x), batch.target)["total"].backward()
+        built.objective(built.model(batch.x, batch.known), batch.target)["total"].backward()
         times.append(time.perf_counter() - started)
     built.model.zero_grad()
     return min(times[1:])
@@ -690,6 +695,32 @@ def evaluate_loaded(loaded: Loaded, split: str) -> dict[str, Any]:
         "chance": loaded.task.chance(split),
         "dropped": {name: usage.dropped for name, usage in found.usage.items()},
     }
+
+
+@torch.no_grad()
+def write_plans(loaded: Loaded, file: Path) -> None:
+    """Who serves every token of the task's data in evaluation, into an ``.npz`` that ``router=replay`` reads."""
+    loaded.model.eval()
+    number, weights = [], {name: [] for name in loaded.model.mixtures}  # type: ignore[var-annotated]
+    for batch in (b.to(loaded.device) for split in SPLITS for b in loaded.task.batches(split, PREDICTED_AT_ONCE)):
+        routings = loaded.model(batch.x, batch.known).routings
+        first = next(iter(routings.values()))
+        number.append(batch.row[first.example] + first.position)
+        for name, routing in routings.items():
+            weights[name].append(routing.plan.weights)
+    write_arrays(file, _plan_tables(torch.cat(number), [torch.cat(parts) for parts in weights.values()]))
+
+
+def _plan_tables(number: torch.Tensor, weights: list[torch.Tensor]) -> dict[str, np.ndarray]:
+    """Tokens' numbers (n,) and each layer's weights (n, E) -> expert and weight (L, M, K), -1 and 0 where there is none."""
+    num_choices = max(int((layer > 0).sum(-1).max()) for layer in weights)
+    expert = torch.full((len(weights), int(number.max()) + 1, num_choices), -1, dtype=torch.int16)
+    weight = torch.zeros(expert.shape)
+    for index, layer in enumerate(weights):
+        top, chosen = layer.cpu().topk(min(num_choices, layer.shape[1]), dim=-1)
+        expert[index, number.cpu(), : top.shape[1]] = chosen.masked_fill(top == 0, -1).short()
+        weight[index, number.cpu(), : top.shape[1]] = top.float()
+    return {"expert": expert.numpy(), "weight": weight.numpy()}
 
 
 def predictions(loaded: Loaded, file: Path) -> pandas.DataFrame:

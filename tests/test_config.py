@@ -117,7 +117,7 @@ def test_every_part_composes_and_its_class_is_there(group, option):
     if group in ("auxiliary", "objective", "schedule", "trainer") or (group == "task" and option not in NEEDED):
         config.build({**node, "max_chars": 3000} if option == "stdlib_text" else node)
     elif group in ("gate", "expert", "family"):
-        assert config.build(node, dim=6, out=3, num_experts=4) is not None
+        assert config.build(node, dim=6, out=6, num_experts=4) is not None
 
 
 # -- typing errors ------------------------------------------------------------------------------------

@@ -22,12 +22,28 @@ FILTERS = (
     {"capacity_factor": 0.6},
     {"capacity_factor": 0.6, "capacity_by": "token"},
     {"capacity_factor": 0.6, "capacity_by": "weight"},
+    {"capacity_factor": 0.6, "capacity_by": "random"},
     {"eval_capacity_factor": 0.6},
     {"mask": 0.4},
 )
 VARIANTS = {
-    "top_k": ({}, {"k": 1, "renormalize": False}, {"renormalize": False}),
-    "expert_choice": ({}, {"group": "position"}, {"group": "batch"}, {"capacity_factor": 9.0}),
+    "top_k": (
+        {},
+        {"k": 1, "renormalize": False},
+        {"renormalize": False},
+        {"jitter": 0.1, "noise": 1.0},
+        {"scale": 2.0},
+    ),
+    "expert_choice": ({}, {"group": "position"}, {"group": "batch"}, {"capacity_factor": 9.0}, {"cap": 2}),
+    "hash": ({}, *({"by": by} for by in ("previous", "bigram", "position")), {"hashes": 2}),
+    "random_second": ({}, {"threshold": 1.0}, {"policy": "threshold", "threshold": 0.2}, {"policy": "sampled"}),
+    "group_limited": ({}, {"renormalize": True, "scale": 2.0}, {"groups": 2, "limit": 1, "renormalize": True}),
+    "sigmoid_bias": ({}, {"renormalize": False}, {"groups": 2}, {"k": 1}, {"k": 1, "renormalize": False}),
+    "hierarchical": ({}, {"k": 1, "k_groups": 2}),
+    "sinkhorn": ({}, {"temperature": 0.1}),
+    "straight_through": ({}, {"sample": True}),
+    "top_p": ({"p": 0.8},),
+    "replay": ({}, {"k": 2}),
     "soft_slots": ({"slots": 1}, {"slots": 2, "group": "batch"}, {"slots": 1, "group": "position"}),
 }
 
@@ -40,17 +56,27 @@ def built(router: str, gate: str, options: dict) -> Router:
 def combinations() -> list[tuple[str, str, dict]]:
     found = []
     for router in registry()["router"]:
+        variants = VARIANTS.get(router, ({},))
         filters = FILTERS if "mask" in raw_node("router", router) else FILTERS[:1]
-        for gate in registry()["gate"] if matrix.gate_refusal(router, "linear") is None else ["linear"]:
-            found += [(router, gate, {**v, **f}) for v in VARIANTS.get(router, ({},)) for f in filters]
-    return [*found, ("top_k", "linear", {"k": 4}), ("noisy_top_k", "linear", {"k": 4})]
+        gates = [gate for gate in registry()["gate"] if matrix.gate_refusal(router, gate) is None]
+        found += [(router, "linear", {**v, **f}) for v in variants for f in filters]
+        found += [(router, gate, v) for v in variants for gate in gates if gate != "linear"]
+    unfiltered = [("top_k", {"k": 4}), ("noisy_top_k", {"k": 4}), ("hierarchical", {"k_groups": 2}), ("sinkhorn", {"k": 4}),
+                  ("sinkhorn", {"k": 2}), ("top_p", {"p": 0.8, "renormalize": True})]  # fmt: skip
+    return [*found, *((router, "linear", options) for router, options in unfiltered)]
 
 
 def test_the_walk_finds_everything():
     found = combinations()
     assert {router for router, _, _ in found} == set(registry()["router"])
-    # dense 6, top_k 3 x 6, noisy 6, expert choice 4, slots 3 under five gates; hash 6 without; k = E twice
-    assert len(found) >= 5 * (6 + 18 + 6 + 4 + 3) + 6 + 2
+    gated = {"dense": 1, "top_k": 5, "noisy_top_k": 1, "random_second": 4, "argmax": 1, "sampled": 1,
+             "straight_through": 2, "sinkhorn": 2, "group_limited": 3, "hierarchical": 2, "top_p": 1}  # fmt: skip
+    odds = {"bernoulli": 1, "balanced_assignment": 1, "sigmoid_bias": 5}  # gates linear, cosine and mlp alone
+    gateless = {"hash": 5, "oracle": 1, "replay": 2}
+    bare = {"expert_choice": 5, "soft_slots": 3}  # without filters
+    filtered, unfiltered = sum((gated | odds | gateless).values()), sum(bare.values())
+    other_gates = 4 * (sum(gated.values()) + unfiltered) + 2 * sum(odds.values())
+    assert len(found) >= len(FILTERS) * filtered + unfiltered + other_gates + 6
 
 
 @pytest.mark.parametrize("router", registry()["router"])
@@ -174,7 +200,7 @@ def attempt(words: list[str]) -> str | None:
         assert ": " in str(error) and ". " in str(error) and "\n" not in str(error), error
         return str(error)
     batch = parts.task.train_batch(0, 16, 0)
-    losses = parts.objective(parts.model(batch.x), batch.target)
+    losses = parts.objective(parts.model(batch.x, batch.known), batch.target)
     losses["total"].backward()
     assert losses["total"].isfinite()
     return None

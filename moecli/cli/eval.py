@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -16,6 +17,9 @@ def evaluate(
     run: RunFolder,
     words: Words = None,
     split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which part of the data.")] = "test",
+    plans: Annotated[
+        Path | None, typer.Option(help="Also write who serves each token here, an .npz for router=replay.")
+    ] = None,
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
@@ -27,6 +31,8 @@ def evaluate(
 
     loaded = engine.load(run, words or [])
     result = engine.evaluate_loaded(loaded, split)
+    if plans is not None:
+        engine.write_plans(loaded, plans.expanduser())
     if json:
         sys.stdout.write(to_json(result).decode())
         return

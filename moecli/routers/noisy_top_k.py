@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.distributions import Normal
+from torch import Tensor, nn
 
 from moecli.errors import UsageError
 from moecli.gates.gate import Gate
 from moecli.plan import Sparse
-from moecli.routers.top_k import check_k
+from moecli.routers.top_k import chance, check_k
 from moecli.routing import NoisyRouting, Router, Tokens
 from moecli.types import PositiveInt
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The k best of noisy logits; where gates stand side by side, each tensor has an axis G before its last."""
+
+    noisy: Tensor  # (N, E)
+    top: Tensor  # (N, K) int64
+    log_weight: Tensor  # (N, K)
+    chance: Tensor  # (N, E) of staying among the k best under fresh noise
+
+
+class Noise(nn.Module):
+    """H(x) = gate(x) + N(0, 1) softplus(noise(x)) and its k best; no noise in evaluation."""
+
+    def __init__(self, gate: Callable[[int], Gate], num_experts: int, k: int):
+        super().__init__()
+        self.gate, self.noise, self.k = gate(num_experts), gate(num_experts), k
+
+    def forward(self, x: Tensor, training: bool, groups: int | None = None) -> Choice:
+        """x (N, D); with ``groups`` the experts are chosen in each group apart."""
+        clean = self.gate(x)  # (N, E)
+        std = F.softplus(self.noise(x)) + 1e-2
+        noisy = clean + std * torch.randn_like(clean) if training else clean
+        if groups is not None:
+            clean, std, noisy = (t.unflatten(-1, (groups, -1)) for t in (clean, std, noisy))
+        top, expert = noisy.topk(self.k, dim=-1)  # (N, K)
+        return Choice(noisy, expert, top.log_softmax(-1), chance(clean, noisy, std, self.k))
 
 
 class NoisyTopK(Router):
@@ -36,22 +63,14 @@ class NoisyTopK(Router):
                 "router.k=1 (router=noisy_top_k): the one weight is the constant 1, so no task gradient reaches the "
                 "gate. Set router.k=2, or use router=top_k router.k=1 router.renormalize=false"
             )
-        self.gate, self.noise, self.k, self.choices = gate(num_experts), gate(num_experts), k, k
+        self.choose, self.k, self.choices = Noise(gate, num_experts, k), k, k
         self.own = replace(self.own, balanced=k == num_experts)
 
-    def route(self, tokens: Tokens) -> NoisyRouting:
-        clean = self.gate(tokens.x)  # (N, E)
-        std = F.softplus(self.noise(tokens.x)) + 1e-2
-        noisy = clean + std * torch.randn_like(clean) if self.training else clean
-        top, expert = noisy.topk(self.k, dim=-1)  # (N, K)
-        chosen = Sparse.from_choices(expert, top.log_softmax(-1), clean.shape[-1])
-        return NoisyRouting(chosen, noisy.softmax(-1), noisy, chance=self._chance(clean, noisy, std))
+    @property
+    def gate(self) -> Gate:
+        return self.choose.gate
 
-    def _chance(self, clean: Tensor, noisy: Tensor, std: Tensor) -> Tensor:
-        """Probability that fresh noise on one expert alone keeps it among the k best (eqs. 8-9): (N, E)."""
-        if self.k == clean.shape[-1]:
-            return torch.ones_like(clean)
-        top = noisy.topk(self.k + 1, dim=-1).values  # (N, K + 1)
-        chosen = noisy >= top[:, self.k - 1, None]
-        bar = torch.where(chosen, top[:, self.k, None], top[:, self.k - 1, None])  # k-th best of the others
-        return Normal(0.0, 1.0).cdf((clean - bar) / std)
+    def route(self, tokens: Tokens) -> NoisyRouting:
+        choice = self.choose(tokens.x, self.training)
+        chosen = Sparse.from_choices(choice.top, choice.log_weight, choice.noisy.shape[-1])
+        return NoisyRouting(chosen, choice.noisy.softmax(-1), choice.noisy, chance=choice.chance)

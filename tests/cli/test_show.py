@@ -69,7 +69,7 @@ def test_what_is_shown_of_a_router():
 
 def test_what_a_term_needs_and_what_to_do_without():
     text = "\n".join(explain.part_lines("auxiliary", "load"))
-    assert " needs     gate, noise" in text and "without noise: " in text and "router=noisy_top_k" in text
+    assert " needs     gate, noise" in text and "without noise: " in text and "noisy_top_k" in text
     assert "auxiliary.load.weight=0.1" in text, "the key as it is typed"
 
 
