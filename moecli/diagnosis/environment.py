@@ -205,7 +205,7 @@ def _train_tiny() -> _Tiny:
 
 def _step(built: Built, optimizer: torch.optim.Optimizer, step: int) -> float:
     batch = built.task.train_batch(step, built.task.sizes["train"], seed=0).to(built.device)
-    losses = built.objective(built.model(batch.x), batch.target)
+    losses = built.objective(built.model(batch.x, batch.known), batch.target)
     optimizer.zero_grad()
     losses["total"].backward()
     optimizer.step()

@@ -93,8 +93,8 @@ def choice(loaded: Loaded, name: str) -> Finding:
 @torch.no_grad()
 def _plan(loaded: Loaded, name: str) -> object:
     loaded.model.eval()
-    x = loaded.task.batch("test", torch.arange(min(2, loaded.task.sizes["test"]))).x.to(loaded.device)
-    return loaded.model(x).routings[name].plan
+    batch = loaded.task.batch("test", torch.arange(min(2, loaded.task.sizes["test"]))).to(loaded.device)
+    return loaded.model(batch.x, batch.known).routings[name].plan
 
 
 def _judged(name: str, worth: Worth, loaded: Loaded) -> Finding:

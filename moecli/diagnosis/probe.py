@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moecli.mixture import Mixture, MixtureDensity
-from moecli.models.model import Layer, Model
+from moecli.models.model import Known, Layer, Model
 from moecli.plan import Dense, Plan, Slots
 from moecli.routing import Router, Routing
 from moecli.tasks.kinds import Kind, Scores
@@ -55,18 +55,19 @@ def leak(model: Model, task: Task, device: torch.device) -> Leak:
     """Put the suffix of one real test sequence in place of another's, and look at the outputs before it."""
     precise = copy.deepcopy(model).double().eval()
     index = torch.arange(min(2 * SEQUENCES, task.sizes["test"]))
-    x = task.batch("test", index).x.to(device)  # (B, T)
-    before = _outputs(precise, x)  # (B, T, Y)
+    batch = task.batch("test", index).to(device)
+    x, known = batch.x, batch.known  # (B, T); what is known stays, or a label would tell the suffix
+    before = _outputs(precise, x, known)  # (B, T, Y)
     gaps = [
-        (_outputs(precise, changed)[row, :start] - before[row, :start]).abs().amax(-1)
+        (_outputs(precise, changed, known)[row, :start] - before[row, :start]).abs().amax(-1)
         for row, start, changed in _suffixes(x)
     ]
     gap = torch.cat(gaps)  # one a place
     return Leak(float(gap.max()), int((gap > MOVED).sum()), len(gap))
 
 
-def _outputs(model: Model, x: Tensor) -> Tensor:
-    prediction = model(x).prediction
+def _outputs(model: Model, x: Tensor, known: Known) -> Tensor:
+    prediction = model(x, known).prediction
     return prediction.mean if isinstance(prediction, Mixture) else prediction
 
 
@@ -96,7 +97,7 @@ def gradient_ratios(
     with _training(model, seed):
         for step in range(BATCHES):
             batch = task.train_batch(step, batch_size, seed).to(device)
-            value = loss(model(batch.x).prediction, batch.target).mean()
+            value = loss(model(batch.x, batch.known).prediction, batch.target).mean()
             for parameter, square in _squares(value, model).items():
                 total[parameter] = total.get(parameter, 0.0) + square
     return {name: _ratio(*(_mean(total, side) for side in both)) for name, both in sides.items()}
