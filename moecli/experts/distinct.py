@@ -18,7 +18,9 @@ class Distinct(Experts):
     def __init__(self, module: Callable[[int], Experts], num_experts: int):
         super().__init__()
         self.num_experts = num_experts
-        self.members: Any = nn.ModuleList(module(1) for _ in range(num_experts))
+        members = [module(1) for _ in range(num_experts)]
+        self.members: Any = nn.ModuleList(members)
+        self.needs = members[0].needs  # all are of one kind
 
     def forward(self, rows: Tensor, groups: Groups) -> Tensor:  # (R, *item) -> (R, *out)
         parts = zip(self.members, groups.split(rows), strict=True)

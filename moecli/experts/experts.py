@@ -6,18 +6,24 @@ Experts know nothing of tokens or routers.  A layer asks them to ``blend`` and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from moecli.experts.least_squares import Normal
 from moecli.plan import Groups, Plan
 
 
 class Experts(nn.Module):
-    """``num_experts`` functions of the same shape, each with parameters of its own."""
+    """``num_experts`` functions of the same shape, each with parameters of its own.
+
+    Those that give ``expert fit`` are linear in their parameters, which lie stacked along a first axis
+    of experts: EM fits them by weighted least squares (``normal``, ``solve``), others by gradients.
+    """
 
     num_experts: int
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset({"vectors"})
     gives: ClassVar[frozenset[str]] = frozenset()
 
     def forward(self, rows: Tensor, groups: Groups) -> Tensor:  # (R, *item) -> (R, *out)
@@ -29,9 +35,23 @@ class Experts(nn.Module):
     def blend(self, plan: Plan, x: Tensor) -> Tensor:  # (N, *item) -> (N, *out)
         return plan.combine(self.rows(plan, x))
 
-    def fit(self, x: Tensor, z: Tensor, w: Tensor) -> None:
-        """Weighted least squares, for experts that give ``expert fit``: x (N, D), responses z, weights w (N, E, Y)."""
+    def normal(self, x: Tensor, z: Tensor, w: Tensor) -> Normal:
+        """The normal equations of some rows: x (N, *item), responses z (N, E, Y), weights w (N, E, 1 or Y)."""
         raise NotImplementedError
+
+    def solve(self, normal: Normal) -> None:
+        """Take the parameters of weighted least squares; what the rows leave open stays as it is."""
+        raise NotImplementedError
+
+    def fit(self, x: Tensor, z: Tensor, w: Tensor) -> None:
+        """Weighted least squares on all rows at once; shapes as in ``normal``."""
+        self.solve(self.normal(x, z, w))
+
+    def reading(self, columns: Sequence[int]) -> Experts:
+        """These experts, built for ``len(columns)`` features, over those columns of x."""
+        from moecli.experts.columns import Columns
+
+        return Columns(self, columns)
 
     def flops(self) -> int:
         """Multiplications and additions of one row's matrix products."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from moecli.experts.experts import Experts, affordable
-from moecli.plan import Groups
+from moecli.experts.least_squares import Normal, normal_equations
+from moecli.plan import Dense, Groups, Plan
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
@@ -19,7 +20,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
 class Linear(Experts):
     """f_e(x) = x W_e + b_e; initialised like ``torch.nn.Linear``, each expert apart."""
 
-    gives = frozenset({"expert fit"})
+    gives = frozenset({"expert fit", "linear experts"})
 
     def __init__(self, dim: int, out: int, num_experts: int, bias: bool = True):
         super().__init__()
@@ -32,21 +33,33 @@ class Linear(Experts):
         y = grouped_linear(rows, self.weight.to(rows.dtype), groups)
         return y if self.bias is None else y + groups.spread(self.bias.to(rows.dtype), len(rows))
 
+    def rows(self, plan: Plan, x: Tensor) -> Tensor:  # (N, D) -> (R, Y)
+        """Where all rows go to all experts, one product with all weights, and no copy of x for each."""
+        if not isinstance(plan, Dense):
+            return super().rows(plan, x)
+        y = x @ self.weight.to(x.dtype).transpose(0, 1).flatten(1)  # (N, D) (D, E Y) -> (N, E Y)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype).flatten()
+        return y.unflatten(1, self.weight.shape[::2]).transpose(0, 1).flatten(0, 1)  # -> (E N, Y)
+
     def flops(self) -> int:
         return 2 * self.weight[0].numel()
 
     def twin(self, flops: float) -> Experts:
         """A linear map cannot be widened, so its twin has one hidden ReLU layer."""
-        return affordable(*self.weight.shape[1:], flops)
+        _, dim, out = self.weight.shape
+        return affordable(dim, out, flops)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, z: Tensor, w: Tensor, ridge: float = 1e-9) -> None:
-        """Per expert and output, with a ``ridge`` of that share of the mean diagonal against collinear columns."""
-        one = torch.cat([x, torch.ones_like(x[:, :1])], -1) if self.bias is not None else x
-        gram = torch.einsum("nd,ney,nf->eydf", one, w, one)
-        scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-12)
-        eye = torch.eye(one.shape[1], dtype=x.dtype, device=x.device)
-        beta = torch.linalg.solve(gram + ridge * scale * eye, torch.einsum("nd,ney->eyd", one, w * z))
-        self.weight.copy_(beta[..., : x.shape[1]].transpose(1, 2))
+    def normal(self, x: Tensor, z: Tensor, w: Tensor) -> Normal:
+        one = x if self.bias is None else torch.cat([x, torch.ones_like(x[:, :1])], -1)
+        return normal_equations(one, z, w)
+
+    @torch.no_grad()
+    def solve(self, normal: Normal) -> None:
+        weight = self.weight.mT  # (E, Y, D)
+        beta = weight if self.bias is None else torch.cat([weight, self.bias[..., None]], -1)
+        beta = normal.step(beta.to(normal.cross.dtype))
+        self.weight.copy_(beta[..., : weight.shape[-1]].mT)
         if self.bias is not None:
             self.bias.copy_(beta[..., -1])

@@ -35,7 +35,9 @@ class Several(Experts):
                 f"{num_experts}. Change expert.counts or num_experts"
             )
         self.num_experts, self.bounds = num_experts, [0, *accumulate(counts)]
-        self.kinds: Any = nn.ModuleList(kind(count) for kind, count in zip(kinds.values(), counts, strict=True))
+        members = [kind(count) for kind, count in zip(kinds.values(), counts, strict=True)]
+        self.kinds: Any = nn.ModuleList(members)
+        self.needs = frozenset().union(*(member.needs for member in members))
 
     def forward(self, rows: Tensor, groups: Groups) -> Tensor:  # (R, *item) -> (R, *out)
         counts = [groups.counts[a:b] for a, b in pairwise(self.bounds)]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Categorical as CategoricalDistribution
 from torch.distributions import Distribution
+from torch.nn.functional import one_hot
 
 from moecli.families.family import Family
 from moecli.plan import Groups
+
+FLATTEST = 1e-8  # curvature: less would let one step of a certain row go anywhere
 
 
 class Categorical(Family):
@@ -24,6 +27,13 @@ class Categorical(Family):
 
     def mean(self, rows: Tensor, groups: Groups) -> Tensor:
         return rows.softmax(-1)
+
+    def working(self, loc: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Each class by itself: diag(p) - p p^T is at most 2 diag(p (1 - p)), with equality for two classes."""
+        p = loc.softmax(-1)
+        curvature = (2 * p * (1 - p)).clamp_min(FLATTEST)
+        hit = one_hot(y, loc.shape[-1]).to(loc.dtype)  # (N,) -> (N, Y)
+        return loc + (hit[:, None] - p) / curvature, curvature
 
     def alone(self) -> Categorical:
         return Categorical(self.out, 1)

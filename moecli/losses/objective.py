@@ -32,11 +32,19 @@ class Objective:
         self.across = {n: t for n, t in terms.items() if isinstance(t, Balance) and t.scope == "global"}
 
     def __call__(
-        self, output: Output, target: Tensor, share: float = 1.0, whole: Totals | None = None
+        self,
+        output: Output,
+        target: Tensor,
+        weight: Tensor | None = None,
+        share: float = 1.0,
+        whole: Totals | None = None,
     ) -> dict[str, Tensor]:
-        """``share`` of the batch's examples are here, and ``whole`` is what ``totals`` of all its parts add up to."""
+        """``weight`` (B,): how much each example counts, of their sum.
+
+        ``share`` of the batch is here, and ``whole`` is what ``totals`` of all its parts add up to.
+        """
         example_loss = self.task(output.prediction, target)  # (B,)
-        values = {"loss": example_loss.mean()}
+        values = {"loss": example_loss.mean() if weight is None else weight @ example_loss / weight.sum()}
         summed = share * values["loss"]
         for name, term in self.terms.items():
             layers = self._active(name, output)
