@@ -31,10 +31,22 @@ REMEDIES = {
     "gate loss": "Give it one: auxiliary=[switch_balance], or use router={options}",
     "classes": "Use family=gaussian",
     "real": "Use family=categorical",
-    "every edge": "Use router=dense with model=density, or trainer=gradient",
+    "binary": "Use family=gaussian, or targets of 0 and 1 as they are: task.kind=regression task.standardize=false",
+    "counts": "Use family=gaussian, or targets as they are: task.standardize=false",
+    "positive": "Use family=gaussian, or targets as they are: task.standardize=false",
+    "vectors": "Use expert=tdnn gate=tdnn, or a task of vectors (task.flat=true where it has it)",
+    "item rank 2": "Use expert=linear gate=linear, or a task of frames (task=speakers)",
+    "independent": "Use router={options}, or trainer=gradient",
+    "mixture": "Use model=density, or objective=nll",
+    "every edge": "Use router=dense with model=density, trainer.truncate=true, or trainer=gradient",
+    "every expert": "Use router={options}, or gate=linear",
     "gate fit": "Use gate=linear, or trainer=gradient",
-    "expert fit": "Use expert=linear, or trainer=gradient",
+    "expert fit": "Use expert=linear, or trainer=em",
     "family fit": "Use model=density family=gaussian, or trainer=gradient",
+    "parts": "Use trainer=alternating router=dense model=density",
+    "linear experts": "Use expert=linear, or trainer=em",
+    "linear gate": "Use gate=linear, or trainer=em",
+    "precisions": "Use family=gaussian, or trainer=em",
 }
 MEANING = {
     "ids": "it needs token ids, and there are none",
@@ -54,10 +66,22 @@ MEANING = {
     "gate loss": "no loss reaches its gate, so it would never learn",
     "classes": "it needs classes for targets, and they are real numbers",
     "real": "it needs real targets, and they are classes",
-    "every edge": "its E-step needs every expert's likelihood of every row",
+    "binary": "it needs targets of 0 and 1, and some are neither",
+    "counts": "it needs counts (0, 1, 2, ...), and some targets are none",
+    "positive": "it needs positive targets, and some are not",
+    "vectors": "it reads vectors, and an example is something else",
+    "item rank 2": "it reads frames in a row, and an example is a vector",
+    "independent": "what it does with one row depends on the others",
+    "mixture": "it needs each expert's own prediction, and only a density keeps them apart",
+    "every edge": "it needs every expert's likelihood of every row",
+    "every expert": "it believes the same of every x, so a router that chooses would always choose the same experts",
     "gate fit": "its M-step fits the gate to responsibilities, and this gate cannot be",
     "expert fit": "its M-step fits the experts by weighted least squares, and these cannot be",
     "family fit": "its M-step fits the family's own parameters, and none can be",
+    "parts": "each is fitted to training rows of its own, and this trainer gives it none",
+    "linear experts": "its posterior is one over linear maps, and these experts are none",
+    "linear gate": "its posterior is one over a linear gate, and this gate is none",
+    "precisions": "its posterior is one over each expert's noise precision, and there is none",
 }
 
 
@@ -78,7 +102,8 @@ def part(name: str, thing: Any) -> Part:
 def router_part(name: str, router: Router, training: bool = False) -> Part:
     """What a built router gives: its evidence, and whatever it claims in evaluation."""
     claims = {claim for claim, holds in asdict(router.claims(training)).items() if holds}
-    needs = router.needs | (frozenset() if "trains_gate" in claims or "gate" not in router.gives else {"gate loss"})
+    learns = "gate" in router.gives and any(p.requires_grad for p in router.parameters())  # gate=uniform has nothing to
+    needs = router.needs | ({"gate loss"} if learns and "trains_gate" not in claims else frozenset())
     return Part(name, needs, router.gives | claims, router.why_not())
 
 
@@ -90,7 +115,7 @@ def refusals(parts: Sequence[Part], asking: Part | None = None) -> list[str]:
 
 def _sentence(need: str, asking: Part, parts: Sequence[Part]) -> str:
     blamed = next((p for p in parts if need in p.reasons), asking)
-    where = asking.name if blamed is not asking else _context(asking, parts)
+    where = asking.name if blamed is not asking else _context(need, asking, parts)
     if need == "causal":
         where += " is causal"
     why = blamed.reasons.get(need) or MEANING[need]
@@ -100,9 +125,10 @@ def _sentence(need: str, asking: Part, parts: Sequence[Part]) -> str:
     return f"{blamed.name} ({where}): {why}. {remedy}"
 
 
-def _context(asking: Part, parts: Sequence[Part]) -> str:
+def _context(need: str, asking: Part, parts: Sequence[Part]) -> str:
     """What the asking part was combined with: its router, or the task."""
-    partner = "task" if asking.name.startswith(("router", "model", "family")) else "router"
+    of_task = need in ("vectors", "item rank 2") or asking.name.startswith(("router", "model", "family", "expert"))
+    partner = "task" if of_task else "router"
     return next((p.name for p in parts if p.name.startswith(partner) and p is not asking), "this combination")
 
 

@@ -18,6 +18,7 @@ class Parts:
     config: Config
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    feature_names: Sequence[str] = ()  # of the task's examples, for parts that read some of them
 
     def named(self, names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]]) -> Parts:
         """The same parts with other ones for some layers.  Raises UsageError for a layer that is none."""
@@ -58,7 +59,7 @@ class Parts:
 
     def _pair(self, nodes: Config, context: dict[str, Any]) -> tuple[Any, Any]:
         self.used.update(("router", "expert"))
-        context = {**context, "num_experts": nodes["num_experts"]}
+        context = {**context, "num_experts": nodes["num_experts"], "feature_names": self.feature_names}
 
         def gate(width: int) -> Any:
             self.used.add("gate")

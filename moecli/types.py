@@ -18,4 +18,6 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Part = Annotated[float, Field(gt=0, lt=1)]
 
+Columns = list[Annotated[NonNegativeInt | str, Field(union_mode="left_to_right")]]  # by index or by name
+
 Scope = Literal["sequence", "batch", "global"]  # over which tokens a term balances; global: all micro-batches of a step

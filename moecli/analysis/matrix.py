@@ -5,15 +5,17 @@ The same needs and gives that refuse a training decide here, on routers built sm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecli.compatibility import Part, part, refusals, router_part, small_router
 from moecli.config import build, option_node, part_class, raw_node, registry, signature
 
 TASKS = {
-    "classes": Part("task=digits", frozenset(), frozenset({"items", "classes", "known"})),
-    "real": Part("task=regions", frozenset(), frozenset({"items", "real", "known"})),
-    "text": Part("task=stdlib_text", frozenset({"causal"}), frozenset({"sequence", "ids", "classes", "known"})),
+    "classes": Part("task=digits", frozenset(), frozenset({"items", "vectors", "classes", "known"})),
+    "real": Part("task=regions", frozenset(), frozenset({"items", "vectors", "real", "known"})),
+    "text": Part(
+        "task=stdlib_text", frozenset({"causal"}), frozenset({"sequence", "ids", "vectors", "classes", "known"})
+    ),
 }
 # model, kind of data, family
 SETTINGS = (("layer", "classes", None), ("layer", "real", None), ("density", "classes", "categorical"),
@@ -96,6 +98,10 @@ def default_gate(router: str) -> list[Part]:
     return [part("gate=linear", part_class({"_target_": _target("gate", "linear")}))]
 
 
+def _class_part(group: str, option: str) -> Part:
+    return part(f"{group}={option}", part_class({"_target_": _target(group, option)}))
+
+
 def _target(group: str, option: str) -> str:
     return raw_node(group, option)["_target_"]
 
@@ -106,10 +112,15 @@ def _any_data(router: str) -> Part:
 
 
 def gate_refusal(router: str, gate: str) -> str | None:
-    """A gate that the router never asks for is refused, because nobody would use it."""
+    """A gate that the router never asks for is refused, because nobody would use it, and so is one that it cannot use."""
     if "gate" in signature(_target("router", router)):
-        parts = [_router(router), part(f"gate={gate}", part_class({"_target_": _target("gate", gate)}))]
-        return next(iter(refusals(parts, asking=Part(parts[0].name, parts[0].needs & {"odds"}, frozenset()))), None)
+        parts = [
+            Part("task", frozenset(), frozenset({"vectors", "item rank 2"})),
+            _router(router),
+            _class_part("gate", gate),
+        ]
+        odds = replace(parts[1], needs=parts[1].needs & {"odds"})
+        return next(iter([*refusals(parts, asking=parts[2]), *refusals(parts, asking=odds)]), None)
     return (
         f"gate={gate} (command line): router={router} has no gate, so nothing would use it. "
         "Leave gate out, or choose another router: moe ls router"

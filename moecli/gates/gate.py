@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,9 @@ class Gate(nn.Module):
     """Belief: which expert suits x.  Under EM, ``fit`` moves it towards responsibilities."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"gate fit", "odds"})
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset({"vectors"})
+    blind: bool = False  # believes the same of every x
+    inner: int = 25  # steps of its own that one iteration of EM takes
 
     def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, E)
         raise NotImplementedError
@@ -52,6 +55,12 @@ class Gate(nn.Module):
                 for p, old in zip(params, before, strict=True):
                     p.copy_(old)
         optimizer.zero_grad()
+
+    def reading(self, columns: Sequence[int]) -> Gate:
+        """This gate, built for ``len(columns)`` features, over those columns of x."""
+        from moecli.gates.columns import Columns
+
+        return Columns(self, columns)
 
 
 def affine(x: Tensor, layer: nn.Linear) -> Tensor:

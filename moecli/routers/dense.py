@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from moecli.gates.gate import Gate
 from moecli.plan import Dense as DensePlan
@@ -14,11 +15,13 @@ class Dense(Router):
 
     own = Claims(balanced=True)
     choices = 0
-    gives = Router.gives | {"every edge"}
+    gives = Router.gives | {"every edge", "every expert"}
 
     def __init__(self, gate: Callable[[int], Gate], num_experts: int, **filters):
         super().__init__(**filters)
         self.gate = gate(num_experts)
+        self.graded = not self.gate.blind
+        self.own = replace(self.own, trains_gate=any(p.requires_grad for p in self.gate.parameters()))
 
     def route(self, tokens: Tokens) -> Routing:
         logits = self.gate(tokens.x)  # (N, E)
