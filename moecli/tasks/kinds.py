@@ -1,7 +1,8 @@
 """Kinds of targets: what a prediction is scored by, and what chance would score.
 
 ``score`` gives small per-example tensors that can be collected batch after batch; ``summarise``
-turns all of them into metrics.  Units: nll in nats, accuracy and errors as fractions.
+turns all of them into metrics, each example by its ``weight`` where the scores have one.
+Units: nll in nats, accuracy and errors as fractions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from moecli.mixture import Mixture
 
 Prediction = Tensor | Mixture
 Scores = dict[str, Tensor]
+Weights = tuple[Tensor | None, Tensor | None] | None  # of training rows and of those that are scored
 TINY = 1e-30
+INTERVAL = (0.025, 0.975)  # quantiles that a prediction comes with
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for every character that the vocabulary lacks
 
 
@@ -35,14 +38,18 @@ class Kind:
     def out(self) -> int:
         raise NotImplementedError
 
+    def support(self, target: Tensor) -> frozenset[str]:
+        """What the values of all targets allow beside ``gives``."""
+        return frozenset()
+
     def score(self, prediction: Prediction, target: Tensor) -> Scores:
         raise NotImplementedError
 
     def summarise(self, scores: Scores) -> dict[str, float]:
         raise NotImplementedError
 
-    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
-        """Metrics on ``target`` of the best constant guess from ``train``."""
+    def chance(self, train: Tensor, target: Tensor, weights: Weights = None) -> dict[str, float]:
+        """Metrics on ``target`` of the best constant guess from ``train``; ``weights`` of both where they have some."""
         raise NotImplementedError
 
     def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
@@ -81,18 +88,19 @@ class Classification(Kind):
         return {"nll": nll, "target": target, "predicted": predicted, "confidence": confidence.exp()}
 
     def summarise(self, scores: Scores) -> dict[str, float]:
-        correct = scores["predicted"] == scores["target"]
+        correct, weight = scores["predicted"] == scores["target"], scores.get("weight")
         return {
-            "accuracy": correct.double().mean().item(),
-            "macro_f1": macro_f1(scores["predicted"], scores["target"], self.out),
-            "nll": scores["nll"].double().mean().item(),
-            "calibration_error": calibration_error(scores["confidence"], correct),
+            "accuracy": mean(correct, weight).item(),
+            "macro_f1": macro_f1(scores["predicted"], scores["target"], self.out, weight),
+            "nll": mean(scores["nll"], weight).item(),
+            "calibration_error": calibration_error(scores["confidence"], correct, weight=weight),
         }
 
-    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
-        share = train.bincount(minlength=self.out).double() / len(train)
-        guess = share.clamp_min(TINY).log().expand(len(target), -1)
-        metrics = self.summarise(self.score(guess, target))
+    def chance(self, train: Tensor, target: Tensor, weights: Weights = None) -> dict[str, float]:
+        of_train, of_target = weights or (None, None)
+        count = train.bincount(of_train, minlength=self.out).double()
+        guess = (count / count.sum()).clamp_min(TINY).log().expand(len(target), -1)
+        metrics = self.summarise(weighted(self.score(guess, target), of_target))
         return {name: metrics[name] for name in ("accuracy", "macro_f1", "nll")}
 
     def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
@@ -119,6 +127,15 @@ class Regression(Kind):
     def out(self) -> int:
         return len(self.targets)
 
+    def support(self, target: Tensor) -> frozenset[str]:
+        whole = target == target.round()
+        holds = {
+            "binary": (target == 0) | (target == 1),
+            "counts": whole & (target >= 0),
+            "positive": target > 0,
+        }
+        return frozenset(word for word, where in holds.items() if bool(where.all()))
+
     def score(self, prediction: Prediction, target: Tensor) -> Scores:
         if isinstance(prediction, Mixture):
             return {"target": target, "mean": prediction.mean, "nll": -prediction.log_prob(target)}
@@ -126,25 +143,29 @@ class Regression(Kind):
 
     def summarise(self, scores: Scores) -> dict[str, float]:
         scale = torch.tensor(self.scale, dtype=torch.float64)
-        target, mean = scores["target"].double(), scores["mean"].double()
-        error = (mean - target).cpu() * scale  # (N, Y) in the targets' units
-        spread = ((target - target.mean(0)).cpu() * scale).square().sum(0)
+        target, prediction = scores["target"].double(), scores["mean"].double()
+        error, weight = (prediction - target).cpu() * scale, scores.get("weight")  # (N, Y) in the targets' units
+        square = mean(error.square(), weight)  # (Y,)
+        spread = mean(((target - mean(target, weight)).cpu() * scale).square(), weight)
         metrics = {
-            "r2": (1 - error.square().sum(0) / spread).mean().item() if bool((spread > 0).all()) else math.nan,
-            "rmse": error.square().mean().sqrt().item(),
-            "mae": error.abs().mean().item(),
+            "r2": (1 - square / spread).mean().item() if bool((spread > 0).all()) else math.nan,
+            "rmse": square.mean().sqrt().item(),
+            "mae": mean(error.abs(), weight).mean().item(),
         }
         if "nll" in scores:  # the density of the targets in their own units
-            metrics["nll"] = scores["nll"].double().mean().item() + scale.log().sum().item()
+            metrics["nll"] = mean(scores["nll"], weight).item() + scale.log().sum().item()
         return metrics
 
-    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
-        mean, spread = train.mean(0), train.std(0, correction=0).clamp_min(1e-6)
-        guess = Independent(Normal(mean.expand_as(target), spread), 1)
-        return self.summarise({"target": target, "mean": guess.mean, "nll": -guess.log_prob(target)})
+    def chance(self, train: Tensor, target: Tensor, weights: Weights = None) -> dict[str, float]:
+        of_train, of_target = weights or (None, None)
+        center = mean(train, of_train)
+        spread = mean((train - center).square(), of_train).sqrt().clamp_min(1e-6)
+        guess = Independent(Normal(center.to(train).expand_as(target), spread.to(train)), 1)
+        scores = {"target": target, "mean": guess.mean, "nll": -guess.log_prob(target)}
+        return self.summarise(weighted(scores, of_target))
 
     def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
-        """The mean, and for a density its standard deviation, in the user's units."""
+        """The mean, and for a density its standard deviation and 95 % interval, in the user's units."""
         scale, center = torch.tensor(self.scale), torch.tensor(self.center)
         point = prediction.mean if isinstance(prediction, Mixture) else prediction
         mean = point.cpu() * scale + center
@@ -152,6 +173,11 @@ class Regression(Kind):
         if isinstance(prediction, Mixture):
             spread = prediction.variance.sqrt().cpu() * scale
             columns |= {f"sd {name}": spread[:, i].tolist() for i, name in enumerate(self.targets)}
+            for p in INTERVAL:
+                bound = prediction.quantile(p)
+                if bound is not None:
+                    bound = bound.cpu() * scale + center
+                    columns |= {f"{p:.1%} {name}": bound[:, i].tolist() for i, name in enumerate(self.targets)}
         return columns
 
     def describe(self) -> str:
@@ -192,7 +218,7 @@ class Language(Kind):
             "accuracy": scores["correct"].double().mean().item(),
         }
 
-    def chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
+    def chance(self, train: Tensor, target: Tensor, weights: Weights = None) -> dict[str, float]:
         """The unigram distribution of the training text; train and target are flat ids."""
         log_share = (train.bincount(minlength=self.out).double() / len(train)).clamp_min(TINY).log()
         correct = (target == log_share.argmax()).float()
@@ -206,23 +232,35 @@ class Language(Kind):
         return f"the next of {self.out} symbols at every place"
 
 
-def macro_f1(predicted: Tensor, target: Tensor, num_classes: int) -> float:
+def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Over examples (N, ...), each by its weight (N,): (...) float64."""
+    if weight is None:
+        return values.double().mean(0)
+    return torch.tensordot(weight.double(), values.double(), 1) / weight.double().sum()
+
+
+def weighted(scores: Scores, weight: Tensor | None) -> Scores:
+    return scores if weight is None else {**scores, "weight": weight}
+
+
+def macro_f1(predicted: Tensor, target: Tensor, num_classes: int, weight: Tensor | None = None) -> float:
     """Mean F1 over the classes that occur in the targets or the predictions."""
-    table = confusion(predicted, target, num_classes).double()
+    table = confusion(predicted, target, num_classes, weight).double()
     hit, asked, real = table.diagonal(), table.sum(0), table.sum(1)
     seen = asked + real > 0
-    return (2 * hit / (asked + real).clamp_min(1))[seen].mean().item()
+    return (2 * hit[seen] / (asked + real)[seen]).mean().item()
 
 
-def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Counts (C, C): row = truth, column = prediction."""
+def confusion(predicted: Tensor, target: Tensor, num_classes: int, weight: Tensor | None = None) -> Tensor:
+    """Counts (C, C), or sums of weights: row = truth, column = prediction."""
     index = target * num_classes + predicted
-    return index.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+    return index.bincount(weight, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15, weight: Tensor | None = None) -> float:
     """Expected |confidence - accuracy| over equal-width bins of confidence (Guo et al., 2017)."""
     place = (confidence * bins).long().clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap = gap.index_add(0, place, confidence.double() - correct.double())
-    return gap.abs().sum().item() / max(len(confidence), 1)
+    each = confidence.double() - correct.double()
+    gap = gap.index_add(0, place, each if weight is None else each * weight)
+    return gap.abs().sum().item() / (max(len(confidence), 1) if weight is None else weight.double().sum().item())

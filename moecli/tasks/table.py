@@ -19,6 +19,7 @@ from torch import Tensor
 
 from moecli.errors import DataError, UsageError
 from moecli.tasks.files import shown, user_path
+from moecli.tasks.formula import Design
 from moecli.tasks.frames import (
     as_text,
     file_of,
@@ -54,13 +55,17 @@ class Table(InMemory):
     """Regression or classification on the rows of a file."""
 
     fitted = True
+    design: Design | None = None  # where a formula says what is read
+    weights: str | None = None  # the column that says how much each row counts
 
     def __init__(
         self,
         path: str,
-        target: str | list[str],
+        target: str | list[str] | None = None,
         features: list[str] | None = None,
         drop: list[str] | None = None,
+        formula: str | None = None,
+        weights: str | None = None,
         missing: Literal["refuse", "drop"] = "refuse",
         standardize: bool = True,
         kind: Literal["auto", "classification", "regression"] = "auto",
@@ -69,7 +74,12 @@ class Table(InMemory):
         split_seed: Seed = 0,
     ):
         frame = located(path)
-        self.roles = Roles.of(frame, target, features, drop, group)
+        if formula is not None:
+            _refuse_two_ways(target, features, drop)
+            self.design = Design(formula)
+            target, features = self.design.targets, self.design.variables
+        self.weights = weights
+        self.roles = Roles.of(frame, _asked(target), features, drop, group, weights)
         self.missing, self.standardize = missing, standardize
         self.rows_read = {str(user_path(path)): len(frame)}
         frame = self._usable(frame)
@@ -95,8 +105,32 @@ class Table(InMemory):
         _refuse_unseen(self.columns, frame)
         return self._features(frame)
 
+    @property
+    def reads(self) -> dict[str, list[str]]:
+        """Which features the gate and the experts read, where a formula with a bar says so."""
+        return self.design.reads if self.design is not None and self.design.has_bar else {}
+
+    def feature_units(self) -> tuple[list[float], list[float]]:
+        numeric = [c if isinstance(c, Numeric) else Numeric(n) for c in self.columns for n in c.feature_names]
+        return [column.center for column in numeric], [column.factor for column in numeric]
+
     def new_rows(self, file: Path) -> tuple[Tensor, dict[str, list[Any]]]:
         return self.encode(read_table(file)), {}
+
+    def new_targets(self, file: Path) -> Tensor | None:
+        frame = read_table(file)
+        if any(name not in frame.columns or frame[name].isna().all() for name in self.roles.targets):
+            return None
+        if self.design is not None:
+            if frame[self.roles.targets].isna().any(axis=None):  # nothing can be computed from a missing cell
+                return None
+            frame = self.design.answers(frame[self.roles.targets])
+        kind: Any = self.kind
+        if isinstance(kind, Classification):
+            codes = Categorical(str(frame.columns[0]), kind.classes).codes(class_names(frame.iloc[:, 0]))
+            return torch.from_numpy(codes)
+        raw = np.stack([numbers(frame[name]) for name in kind.targets], axis=1)
+        return torch.from_numpy((raw - np.array(kind.center)) / np.array(kind.scale)).float()
 
     def facts(self) -> list[Fact]:
         rows = ", ".join(f"{count} of {file}" for file, count in self.rows_read.items())
@@ -104,6 +138,7 @@ class Table(InMemory):
         return [
             Fact("rows read", rows),
             Fact("rows left out for missing values", str(dropped)),
+            *(Fact(f"{group} reads", listed(names) or "nothing") for group, names in self.reads.items()),
             *(Fact(treatment, listed(names)) for treatment, names in self._treatments().items()),
             *super().facts(),
         ]
@@ -111,9 +146,11 @@ class Table(InMemory):
     def _treatments(self) -> dict[str, list[str]]:
         """What is done with columns -> the columns, each in one place."""
         treatments: dict[str, list[str]] = {"target": self.roles.targets}
+        treatments["columns of the formula"] = self.design.variables if self.design else []
         for column in self.columns:
             treatments.setdefault(f"columns {column.treatment}", []).append(column.described())
         treatments["columns that are the group"] = [self.roles.group] if self.roles.group else []
+        treatments["columns that weigh the rows"] = [self.weights] if self.weights else []
         treatments["columns left out"] = self.roles.left_out
         return {treatment: names for treatment, names in treatments.items() if names}
 
@@ -140,26 +177,46 @@ class Table(InMemory):
 
     def _adopt_features(self, frame: pd.DataFrame, parts: dict[str, Tensor]) -> None:
         train = parts["train"].numpy()
-        self.columns = [fit_column(frame[name], train, self.standardize) for name in self.roles.features]
+        if self.design is not None:
+            self.design.fit(frame.iloc[train])
+            frame = self.design.matrix(frame)
+        names = self.roles.features if self.design is None else self.design.names
+        self.columns = [fit_column(frame[name], train, self.standardize) for name in names]
         self.feature_names = [name for column in self.columns for name in column.feature_names]
         if len(self.rows_read) > 1:  # in a separate test file; a rare category may fall out of a random split
             _refuse_unseen(self.columns, frame.iloc[parts["test"].numpy()])
 
     def _adopt_targets(self, frame: pd.DataFrame, parts: dict[str, Tensor], kind: str) -> None:
-        fit = fit_classes if is_classification(frame, self.roles.targets, kind) else fit_reals
-        fitted = fit(frame[self.roles.targets], parts["train"], self.standardize)
-        for column in self.columns:
+        targets = frame[self.roles.targets] if self.design is None else self.design.answers(frame)
+        fit = fit_classes if is_classification(targets, list(targets.columns), kind) else fit_reals
+        fitted = fit(targets, parts["train"], self.standardize)
+        for column in self._texts(frame, parts["train"].numpy()):
             if isinstance(column, Categorical):
                 name = column.name if column.name not in fitted.labels else f"column {column.name}"
                 fitted.labels[name], fitted.label_names[name] = column.label(frame[column.name])
-        x, document = self._features(frame), self._document(frame)
+        x, document, weight = self._features(frame), self._document(frame), self._weight(frame)
         splits = {
-            name: Split(x[i], fitted.target[i], {k: label[i] for k, label in fitted.labels.items()}, document[i])
+            name: Split(
+                x[i],
+                fitted.target[i],
+                {k: label[i] for k, label in fitted.labels.items()},
+                document[i],
+                None if weight is None else _some(weight[i], name),
+            )
             for name, i in parts.items()
         }
         self.adopt(splits, fitted.kind, fitted.label_names)
 
+    def _texts(self, frame: pd.DataFrame, train: np.ndarray) -> list[Categorical]:
+        """Columns of text that are read: each is a label too."""
+        if self.design is None:
+            return [column for column in self.columns if isinstance(column, Categorical)]
+        fitted = [fit_column(frame[name], train, False) for name in self.design.levels]
+        return [column for column in fitted if isinstance(column, Categorical)]
+
     def _features(self, frame: pd.DataFrame) -> Tensor:  # -> (n, D) float32
+        if self.design is not None:
+            frame = self.design.matrix(frame)
         encoded = [column.encode(frame[column.name]) for column in self.columns]
         return torch.from_numpy(np.concatenate(encoded, axis=1)).clone()  # into memory of torch's own alignment
 
@@ -167,6 +224,13 @@ class Table(InMemory):
         if self.roles.group is None:
             return torch.arange(len(frame))
         return torch.from_numpy(group_numbers(frame[self.roles.group]))
+
+    def _weight(self, frame: pd.DataFrame) -> Tensor | None:  # -> (N,) float32
+        if self.weights is None:
+            return None
+        values = finite_numbers(frame[self.weights])
+        refuse_where(values < 0, frame[self.weights], "negative weight", "is no weight. Give numbers of at least 0")
+        return torch.tensor(values, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -177,10 +241,11 @@ class Roles:
     features: list[str]
     group: str | None
     left_out: list[str]
+    weights: str | None = None
 
     @property
     def used(self) -> list[str]:
-        return [*self.features, *self.targets, *([self.group] if self.group else [])]
+        return [*self.features, *self.targets, *(name for name in (self.group, self.weights) if name)]
 
     @classmethod
     def of(
@@ -190,21 +255,23 @@ class Roles:
         features: list[str] | None,
         drop: list[str] | None,
         group: str | None,
+        weights: str | None = None,
     ) -> Roles:
         """Raises DataError for a column that is not there, UsageError for one with two roles."""
         targets = [target] if isinstance(target, str) else list(target)
         asked = {"task.target": targets, "task.features": features or [], "task.drop": drop or []}
         asked["task.group"] = [group] if group is not None else []
+        asked["task.weights"] = [weights] if weights is not None else []
         _refuse_two_roles(asked)
         for names in asked.values():
             require_columns(frame, names)
-        taken = {*targets, *asked["task.drop"], *asked["task.group"]}
+        taken = {*targets, *asked["task.drop"], *asked["task.group"], *asked["task.weights"]}
         chosen = features or [name for name in frame.columns if name not in taken]
         if not targets or not chosen:
             what = "features" if targets else "target"
             raise DataError(f"no {what} ({file_of(frame)}): no column is left for it. Set task.{what} to a column")
-        left_out = [name for name in frame.columns if name not in {*chosen, *targets, group}]
-        return cls(targets, list(chosen), group, left_out)
+        left_out = [name for name in frame.columns if name not in {*chosen, *targets, group, weights}]
+        return cls(targets, list(chosen), group, left_out, weights)
 
 
 @dataclass(frozen=True)
@@ -315,9 +382,8 @@ def is_classification(frame: pd.DataFrame, targets: list[str], kind: str) -> boo
 def fit_classes(frame: pd.DataFrame, train: Tensor, standardize: bool) -> Targets:
     """One column -> class numbers, numeric classes in the order of their value."""
     cells = frame.iloc[:, 0]
-    values = numbers(cells)
-    numeric = not np.isnan(values).any()
-    own = pd.Series([as_text(value) for value in values], cells.index, dtype=object) if numeric else cells
+    own = class_names(cells)
+    numeric = own is not cells
     classes = sorted(set(texts(own.iloc[train.numpy()])), key=float if numeric else None)
     if len(set(own)) < 2:
         raise DataError(
@@ -330,6 +396,14 @@ def fit_classes(frame: pd.DataFrame, train: Tensor, standardize: bool) -> Target
         raise DataError(f"one class only ({place_of(cells, 0)}): in training. Try another task.split_seed")
     target = torch.from_numpy(codes)
     return Targets(Classification(tuple(classes)), target, {"class": target}, {"class": classes})
+
+
+def class_names(cells: pd.Series) -> pd.Series:
+    """Each cell's class as text, where 1, 1.0 and "01" are one in a column of nothing but numbers."""
+    values = numbers(cells)
+    if np.isnan(values).any():
+        return cells
+    return pd.Series([as_text(value) for value in values], cells.index, dtype=object)
 
 
 def fit_reals(frame: pd.DataFrame, train: Tensor, standardize: bool) -> Targets:
@@ -414,6 +488,26 @@ def _refuse_unseen(columns: Sequence[Numeric | Categorical], frame: pd.DataFrame
 def _refuse_shared_groups(train: pd.Series, test: pd.Series) -> None:
     shared = np.isin(texts(test), list(set(texts(train))))
     refuse_where(shared, test, "group on both sides", "is a group of the training file too. Keep a group in one file")
+
+
+def _refuse_two_ways(target: object, features: object, drop: object) -> None:
+    for key, value in (("target", target), ("features", features), ("drop", drop)):
+        if value is not None:
+            raise UsageError(f"task.{key} beside task.formula: the formula says what is read. Leave out task.{key}")
+
+
+def _asked(target: str | list[str] | None) -> str | list[str]:
+    if target is None:
+        raise UsageError(
+            "no target (task.target): which column to predict is not said. Give task.target=COLUMN or task.formula='COLUMN ~ …'"
+        )
+    return target
+
+
+def _some(weight: Tensor, split: str) -> Tensor:
+    if not float(weight.sum()) > 0:
+        raise DataError(f"no weight (task.weights): every {split} row weighs 0. Try another task.split_seed")
+    return weight
 
 
 def _refuse_two_roles(asked: dict[str, list[str]]) -> None:

@@ -7,9 +7,9 @@ whatever specialisation may be measured against; a document is the unit that cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,29 +25,33 @@ SPLITS = ("train", "valid", "test")
 class Batch:
     """Examples of one split: B rows of features or B windows of T ids."""
 
-    x: Tensor  # (B, D) float features, or (B, T) int64 ids
+    x: Tensor  # (B, D) float features, (B, T, D) frames of them, or (B, T) int64 ids
     target: Tensor  # (B,) int64 class, (B, Y) float, or (B, T) int64 next ids
     labels: dict[str, Tensor]  # each (B,) or (B, T) int64, an index into Task.label_names
     document: Tensor  # (B,) int64
     row: Tensor  # (B,) int64 the number of its first token in the whole data: train, then valid, then test
+    weight: Tensor | None = None  # (B,) how much each example counts; None: all the same
 
     def to(self, device: torch.device) -> Batch:
-        labels = {name: label.to(device) for name, label in self.labels.items()}
-        return Batch(self.x.to(device), self.target.to(device), labels, self.document.to(device), self.row.to(device))
+        return self._each(lambda value: value.to(device))
 
     def parts(self, number: int) -> list[Batch]:
         """Consecutive micro-batches of nearly equal size."""
-        fields = [t.tensor_split(number) for t in (self.x, self.target, self.document, self.row)]
-        labels = {name: label.tensor_split(number) for name, label in self.labels.items()}
-        return [
-            Batch(x, target, {name: label[i] for name, label in labels.items()}, document, row)
-            for i, (x, target, document, row) in enumerate(zip(*fields, strict=True))
-        ]
+        return [self._each(partial(_piece, number, index)) for index in range(number)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        labels = {name: change(label) for name, label in self.labels.items()}
+        weight = None if self.weight is None else change(self.weight)
+        return Batch(change(self.x), change(self.target), labels, change(self.document), change(self.row), weight)
 
     @property
     def known(self) -> dict[str, Tensor]:
         """What a router may be told of each example beside its features."""
         return {**self.labels, "row": self.row}
+
+
+def _piece(number: int, index: int, value: Tensor) -> Tensor:
+    return value.tensor_split(number)[index]
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,16 @@ class Fact:
 class Task:
     """Data, its truth, and how a prediction is scored.  All sizes a model needs stand here."""
 
-    gives: frozenset[str] = frozenset()  # of: items, sequence, ids, classes, real
+    # of: items, vectors, item rank 2, sequence, ids, classes, real, and what real values allow: binary, counts, positive
+    gives: frozenset[str] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()  # causal, where a future must not be seen
     fitted: ClassVar[bool] = False  # features get their meaning from the data that was read (scales, vocabulary)
     kind: Kind  # classification, regression or language: loss, metrics, chance
-    dim: int  # features of an example (or 0 where ids are embedded)
+    dim: int  # features of an example, or of each of its frames (0 where ids are embedded)
     out: int  # classes, targets, or the size of the vocabulary
     vocab_size: int = 0
     sizes: dict[str, int]  # examples in each split
-    label_names: dict[str, list[str]]  # what each label's numbers mean
+    label_names: dict[str, list[str]]  # what each label's numbers mean; of a classification the classes come first
     feature_names: list[str]
     fingerprint: str  # SHA-256 of the data that was read
     family: str  # the family that fits the targets
@@ -95,12 +100,28 @@ class Task:
         """Each metric's value for whoever knows the targets' distribution in training and nothing else."""
         raise NotImplementedError
 
+    @property
+    def reads(self) -> dict[str, list[str]]:
+        """Features by name that the task gives to ``gate`` and ``expert`` alone; empty where all read all."""
+        return {}
+
+    def feature_units(self) -> tuple[list[float], list[float]]:
+        """(center, factor) of each feature, where a feature is (the user's column - center) * factor."""
+        return [0.0] * self.dim, [1.0] * self.dim
+
     def new_rows(self, file: Path) -> tuple[Tensor, dict[str, list[Any]]]:
         """New inputs of a user's file, as a batch's x, and what to repeat beside their predictions.
 
         Raises DataError where the file does not fit the task.
         """
         raise NotImplementedError
+
+    def new_targets(self, file: Path) -> Tensor | None:
+        """Targets of the rows of ``new_rows`` as a batch has them, where the file has them too.
+
+        Real ones that a row lacks are NaN, classes that it lacks or that training has not seen are -1.
+        """
+        return None
 
     def grid(self) -> Tensor | None:
         """Points (M, D) to draw a fit or decision regions over, where D is 1 or 2."""
@@ -134,10 +155,11 @@ def generator(*key: int) -> torch.Generator:
 class Split:
     """One part of an in-memory data set."""
 
-    x: Tensor  # (N, D)
+    x: Tensor  # (N, D), or (N, T, D) where an example is a row of frames
     target: Tensor  # (N,) int64 or (N, Y) float
     labels: dict[str, Tensor]  # each (N,) int64
     document: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (N,), else each its own
+    weight: Tensor | None = None  # (N,) float32 where rows count differently
 
 
 class InMemory(Task):
@@ -151,9 +173,10 @@ class InMemory(Task):
         train = splits["train"]
         self.splits, self.kind, self.label_names = splits, kind, label_names
         self.sizes = {name: len(split.x) for name, split in splits.items()}
-        self.dim, self.out, self.family = train.x[0].numel(), kind.out, kind.family
-        self.gives = InMemory.gives | kind.gives
-        tensors = [t for s in splits.values() for t in (s.x, s.target, *s.labels.values())]
+        self.dim, self.out, self.family = train.x.shape[-1], kind.out, kind.family
+        self.gives = InMemory.gives | kind.gives | {"vectors" if train.x.ndim == 2 else "item rank 2"}
+        self.gives |= kind.support(torch.cat([split.target for split in splits.values()]))
+        tensors = [t for s in splits.values() for t in (s.x, s.target, *s.labels.values(), s.weight) if t is not None]
         self.fingerprint = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
     def train_batch(self, step: int, size: int, seed: int) -> Batch:
@@ -167,11 +190,15 @@ class InMemory(Task):
         part = self.splits[split]
         document = part.document[index] if len(part.document) else index
         labels = {name: label[index] for name, label in part.labels.items()}
+        weight = None if part.weight is None else part.weight[index]
         row = index + sum(self.sizes[before] for before in SPLITS[: SPLITS.index(split)])
-        return Batch(part.x[index], part.target[index], labels, document, row)
+        return Batch(part.x[index], part.target[index], labels, document, row, weight)
 
     def chance(self, split: str) -> dict[str, float]:
-        return self.kind.chance(self.splits["train"].target, self.splits[split].target)
+        train, part = self.splits["train"], self.splits[split]
+        if part.weight is None:
+            return self.kind.chance(train.target, part.target)
+        return self.kind.chance(train.target, part.target, (train.weight, part.weight))
 
     def new_rows(self, file: Path) -> tuple[Tensor, dict[str, list[Any]]]:
         """A table with the columns of ``feature_names``."""

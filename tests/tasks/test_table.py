@@ -73,7 +73,7 @@ def csv(tmp_path):
 def test_regression_columns(csv):
     task = Table(csv, "price", drop=["kind"], group="owner")
     assert task.feature_names == ["size", "age", "color = blue", "color = green", "color = red", "same"]
-    assert task.dim == 6 and task.out == 1 and task.family == "gaussian" and task.gives == {"items", "real"}
+    assert task.dim == 6 and task.out == 1 and task.family == "gaussian" and task.gives == {"items", "vectors", "real"}
     train = task.splits["train"]
     torch.testing.assert_close(train.x[:, :2].mean(0), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(train.x[:, :2].std(0, correction=0), torch.ones(2))
