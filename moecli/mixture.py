@@ -11,8 +11,12 @@ from torch.distributions import Distribution
 
 from moecli.experts.experts import Experts
 from moecli.families.family import Family
+from moecli.families.marginal import marginal_cdf
 from moecli.plan import Dense, Groups, Plan
 from moecli.routing import Claims, Router, Routing, Tokens
+
+WIDENINGS = 40  # of the bracket of a quantile, each by its width or more
+HALVINGS = 60  # beyond float64's digits
 
 
 class MixtureOfExperts(nn.Module):
@@ -91,7 +95,7 @@ class Alone(Router):
     """One expert that serves every token: with it a mixture is the plain dense network."""
 
     own = Claims(trains_gate=False)
-    gives = frozenset({"every edge"})
+    gives = frozenset({"every edge", "gate fit"})  # there is none to fit
 
     def route(self, tokens: Tokens) -> Routing:
         one = tokens.x.new_zeros(len(tokens.x), 1)
@@ -121,6 +125,32 @@ class Mixture:
         """Of the mixture: mean of the variances plus variance of the means, (N, Y)."""
         plan = self.routing.plan
         return plan.combine(self.components.variance + (self.row_mean - plan.dispatch(self.mean)).square())
+
+    def cdf(self, y: Tensor) -> Tensor | None:
+        """P(target <= y | x) of each target by itself, (N, Y) -> (N, Y); None where targets have no order."""
+        plan = self.routing.plan
+        rows = marginal_cdf(self.components, plan.dispatch(y))
+        return None if rows is None else plan.combine(rows)
+
+    @torch.no_grad()
+    def quantile(self, p: float) -> Tensor | None:
+        """Of each target by itself: the smallest y with P(target <= y | x) >= p, (N, Y), by bisection.
+
+        None where targets have no order; for counts a whole number, up to the precision of the bisection.
+        """
+        low, high = self.mean - 1, self.mean + 1
+        if self.cdf(low) is None:
+            return None
+        cdf: Any = self.cdf
+        for _ in range(WIDENINGS):
+            width = high - low
+            below, above = cdf(low) >= p, cdf(high) < p
+            low, high = torch.where(below, low - width, low), torch.where(above, high + width, high)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            reached = cdf(middle) >= p
+            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+        return high
 
     def joint(self, y: Tensor) -> Tensor:
         """Log p(e | x) + log p_e(y | x): targets (N, ...) -> (N, E), -inf where there is no edge."""

@@ -17,6 +17,7 @@ class DensityModel(Model):
     """x (B, D) -> the density p(y | x) = sum_e p(e | x) p_e(y | x)."""
 
     needs = frozenset({"items", "density", "family"})
+    gives = frozenset({"mixture"})
 
     def __init__(self, parts: Parts, dim: int, out: int, **options: Any):
         super().__init__(**options)

@@ -18,7 +18,7 @@ from moecli.types import NonNegativeInt, PositiveInt
 class LayerModel(Model):
     """x (B, D) -> ``depth`` layers, each h + mixture(h) -> a linear head; without a head the last layer answers."""
 
-    needs = frozenset({"items"})
+    needs: frozenset[str] = frozenset({"items"})
 
     def __init__(
         self,
@@ -41,6 +41,8 @@ class LayerModel(Model):
             for index, (name, width) in enumerate(zip(names, widths, strict=True))
         }
         self.layers: Any = nn.ModuleDict(built)
+        if head or depth > 1:  # they add to a layer's input, or read a vector of its size
+            self.needs = self.needs | {"vectors"}
         hidden = names if head else names[:-1]  # a layer that answers adds nothing of its input
         self.residual = frozenset(hidden if residual else [])
         self.head = nn.Linear(dim, out) if head else None

@@ -16,7 +16,7 @@ Known = Mapping[str, Tensor] | None  # labels (B,) or (B, T), and the row (B,) o
 class Model(nn.Module):
     """A network with mixtures in it.  ``needs`` and ``gives`` are matched against the other parts."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, twin: bool = False, allow_leak: bool = False, layers: dict[str, Any] | None = None):

@@ -24,6 +24,7 @@ class Transformer(Model):
     """
 
     needs = frozenset({"sequence", "ids"})
+    gives = frozenset({"vectors"})
 
     def __init__(
         self,

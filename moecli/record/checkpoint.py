@@ -218,7 +218,10 @@ def latest(folder: Path) -> tuple[Saved | None, list[str]]:
 
 
 def restore(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into the model's own memory.  Raises ArtifactError where names, shapes or types differ."""
+    """Copy weights into the model's own memory; a part that is more than its tensors then rebuilds the rest.
+
+    Raises ArtifactError where names, shapes or types differ, or the rest comes out otherwise.
+    """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     common = sorted(own.keys() & tensors.keys())
@@ -233,6 +236,10 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Non
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+    for module in model.modules():
+        rebuild = getattr(module, "restored", None)
+        if callable(rebuild):
+            rebuild(source)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+
+from torch import Tensor
 
 from moecli.record.folder import LineFile
 from moecli.record.trace import Trace
@@ -14,10 +16,14 @@ from moecli.routing import Usage
 
 
 class Recorder:
-    """Metrics and timings a line each, the routing trace, and the view."""
+    """Metrics and timings a line each, the routing trace, and the view.
 
-    def __init__(self, folder: Path, view: View):
-        self.folder, self.view = folder, view
+    ``watch`` says what the gate believes over a plane, (M, E), where there is one to film.
+    """
+
+    def __init__(self, folder: Path, view: View, watch: Callable[[], Tensor] | None = None):
+        self.folder, self.view, self.watch = folder, view, watch
+        self.refresh: Callable[[], None] = lambda: None  # who trains a copy of the model brings the model up to date
         self.metrics, self.timing = LineFile(folder / "metrics.jsonl"), LineFile(folder / "timing.jsonl")
         self.trace, self.progress = Trace(folder), Progress()
 
@@ -42,6 +48,9 @@ class Recorder:
         """Training values of one step (losses as they are, without weights), and who worked."""
         self.metrics.append({"step": step, "split": "train", "name": n, "value": v} for n, v in values.items())
         self.trace.usage(step, usages)
+        if self.watch is not None and self.trace.frame_is_due(step):
+            self.refresh()
+            self.trace.frame(step, self.watch())
         losses = {n: v for n, v in values.items() if n != "lr"}
         self.progress.step, self.progress.values = step, losses
         for layer, usage in list(usages.items())[:1]:

@@ -1,12 +1,14 @@
 """The routing trace: what every plot and analysis reads, so that nothing needs the live model.
 
 ``routing/<layer>/usage-NNNNNNNN.npz``   per recorded step: who was asked, who served, the gate's entropy
+``routing/frame-NNNNNNNN.npz``            over a plane: the gate's favourite and its probability, ever more rarely
 ``routing/<layer>/tokens-<split>-NNNNNNNN.npz``   the same tokens at each evaluation: who served them
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ from moecli.routing import Routing, Usage
 from moecli.tasks.task import Batch
 
 CHUNK = 100  # recorded steps a file
+GROWTH = 1.35  # of the steps from one frame to the next: most happens in the first ones
 MOST_EXPERTS = 64  # of a token, heaviest first
 MOST_BYTES = 2**30  # of a file's arrays once inflated, where the largest of ours have some 10 MB
 
@@ -50,9 +53,31 @@ class Trace:
 
     def rewind(self, step: int) -> None:
         """Remove what was recorded from ``step`` on."""
-        for file in self.folder.glob("*/*-*.npz"):
-            if int(file.stem.rsplit("-", 1)[1]) >= step and file.stem.startswith("usage"):
+        for file in [*self.folder.glob("*/usage-*.npz"), *self.folder.glob("frame-*.npz")]:
+            if _step(file) >= step:
                 file.unlink()
+
+    def frame_is_due(self, step: int) -> bool:
+        return step >= math.ceil(GROWTH * max(map(_step, self.folder.glob("frame-*.npz")), default=-1) + 0.01)
+
+    def frame(self, step: int, gate: Tensor) -> None:
+        """What the gate believes over a plane: (M, E)."""
+        prob, expert = gate.max(-1)
+        self.folder.mkdir(exist_ok=True)
+        write_arrays(
+            self.folder / f"frame-{step:08d}.npz", {"expert": _array(expert.short()), "prob": _array(prob.half())}
+        )
+
+    def relabel(self, layer: str, order: Tensor) -> None:
+        """Let expert ``order[e]`` (E,) of the usage and frames so far be expert e."""
+        self.flush()
+        for file in (self.folder / layer).glob("usage-*.npz"):
+            with np.load(file, allow_pickle=False) as arrays:
+                by_expert = {n: arrays[n][:, order.numpy()] if arrays[n].ndim == 2 else arrays[n] for n in arrays.files}
+            write_arrays(file, by_expert)
+        for file in self.folder.glob("frame-*.npz"):
+            with np.load(file, allow_pickle=False) as arrays:
+                write_arrays(file, {**arrays, "expert": order.argsort().short().numpy()[arrays["expert"]]})
 
     def tokens(self, step: int, split: str, layer: str, seen: list[dict[str, np.ndarray]]) -> None:
         """``seen`` are the parts that ``assignments`` made of each batch."""
@@ -96,6 +121,10 @@ def assignments(routing: Routing, batch: Batch, first_sequence: int, every: int 
     return {name: _array(value[kept]) for name, value in arrays.items()}
 
 
+def _step(file: Path) -> int:
+    return int(file.stem.rsplit("-", 1)[1])
+
+
 def _array(value: Tensor | int) -> np.ndarray:
     return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
 
@@ -113,7 +142,7 @@ class TraceReader:
     def steps(self, layer: str, split: str) -> list[int]:
         """The steps at which ``split``'s tokens were recorded."""
         files = sorted((self.folder / "routing" / layer).glob(f"tokens-{split}-*.npz"))
-        return [int(file.stem.rsplit("-", 1)[1]) for file in files if file.stem.rsplit("-", 1)[1].isdecimal()]
+        return [_step(file) for file in files if file.stem.rsplit("-", 1)[1].isdecimal()]
 
     def tokens(self, layer: str, split: str, step: int | None = None) -> dict[str, np.ndarray]:
         """expert, weight (n, K), entropy, position, sequence, document, label_* (n,); the last step by default."""
@@ -124,8 +153,19 @@ class TraceReader:
         return _joined([self.folder / "routing" / layer / f"tokens-{split}-{step:08d}.npz"])
 
     def surface(self) -> dict[str, np.ndarray]:
-        """x (M, D) of the task's grid with prediction (M, Y), gate (M, E), experts (M, E, Y); data_x, data_y."""
-        path = self.folder / "routing" / "surface.npz"
+        """x (M, D) of the task's grid with prediction and deviation (M, Y), gate (M, E), experts (M, E, Y); data_x, data_y."""
+        return self._single("surface")
+
+    def responsibilities(self) -> dict[str, np.ndarray]:
+        """resp (n, E) of test rows, and where they can be drawn x (n, 1 or 2) and target."""
+        return self._single("responsibilities")
+
+    def frames(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """(step, expert and prob (M,) over the plane's rows), in order."""
+        return [(_step(file), _joined([file])) for file in sorted((self.folder / "routing").glob("frame-*.npz"))]
+
+    def _single(self, name: str) -> dict[str, np.ndarray]:
+        path = self.folder / "routing" / f"{name}.npz"
         return read_arrays(path) if os.path.lexists(path) else {}
 
 

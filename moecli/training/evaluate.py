@@ -40,7 +40,9 @@ def evaluate(
     seen = 0
     for batch in (b.to(device) for b in task.batches(split, size)):
         output = model(batch.x, batch.known)
-        scores.append({k: v.cpu() for k, v in task.kind.score(output.prediction, batch.target).items()})
+        found = task.kind.score(output.prediction, batch.target)
+        found |= {} if batch.weight is None else {"weight": batch.weight}
+        scores.append({k: v.cpu() for k, v in found.items()})
         for name, routing in output.routings.items() if trace else ():
             result.usage[name] = routing.usage + result.usage[name] if name in result.usage else routing.usage
             tokens = task.sizes[split] * len(routing.example) // len(batch.x)  # in the whole split

@@ -63,7 +63,7 @@ class Gradient:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
-    uses: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "auxiliary"})
+    uses: ClassVar[frozenset[str]] = frozenset({"optimizer", "schedule", "auxiliary", "objective"})
 
     def __init__(
         self,
@@ -233,9 +233,9 @@ class _Loop(Judge):
         losses: dict[str, Tensor] = {}
         usages: dict[str, Usage] = {}
         for part in parts:
-            share = len(part.x) / len(batch.x)
+            share = _weight(part) / _weight(batch)
             output = self._forward(part)
-            found = self.job.objective(output, part.target, share, whole)
+            found = self.job.objective(output, part.target, part.weight, share, whole)
             found["total"].backward()
             for name, value in found.items():
                 value = value.detach() * (1.0 if name == "total" else share)
@@ -280,6 +280,11 @@ class _Loop(Judge):
 
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
         super().save(step, optimizer=checkpoint.optimizer_tensors(self.optimizer))
+
+
+def _weight(batch: Batch) -> float:
+    """How much a batch's examples count together."""
+    return len(batch.x) if batch.weight is None else float(batch.weight.sum())
 
 
 def by_rate(model: Model, rate: float) -> list[dict[str, Any]]:
