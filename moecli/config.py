@@ -32,6 +32,7 @@ Config = dict[str, Any]
 REQUIRED = object()
 # Constructor arguments that the surrounding model fills in; no user sets them.
 CONTEXT = ("parts", "gate", "dim", "out", "num_experts", "layer", "num_layers", "vocab_size")
+FULL = "full"  # the scale of an experiment as its file says; its ``scales`` holds others
 FREE = ("model.layers",)  # keys below these are checked by the model, which knows its layers
 _plugins: list[Path] = []
 
@@ -82,13 +83,13 @@ def registry() -> dict[str, dict[str, Path]]:
 
 def describe(group: str, option: str) -> str:
     """The first comment line of an option's file that is not for Hydra."""
-    lines = _find(group, option).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = find(group, option).read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
 def option_help(group: str, option: str) -> dict[str, str]:
     """{key: the comment behind it}, also of the shared pieces that the file takes in."""
-    text = _find(group, option).read_text(encoding="utf-8", errors="replace")
+    text = find(group, option).read_text(encoding="utf-8", errors="replace")
     for piece in re.findall(r"^  - (?!_self_$)(_\w+)$", text, re.MULTILINE):
         text += (conf_root() / group / f"{piece}.yaml").read_text(encoding="utf-8")
     return _comments(text)
@@ -98,7 +99,8 @@ def _comments(text: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):[^#\n]*# (.*)$", text, re.MULTILINE))
 
 
-def _find(group: str, option: str) -> Path:
+def find(group: str, option: str) -> Path:
+    """An option's file.  Raises UsageError with the nearest name."""
     if group not in registry():
         raise UsageError(
             f"{group}={option}: no such group.{nearest(group, registry())} Choose from: {', '.join(registry())}"
@@ -114,7 +116,7 @@ def _find(group: str, option: str) -> Path:
 
 def nearest(word: str, words: Iterable[str], prefix: str = "") -> str:
     """`` Did you mean WORD?`` where one is near, else nothing."""
-    close = difflib.get_close_matches(word, list(words), 1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(words), 1, cutoff=0.4)
     return f" Did you mean {prefix}{close[0]}?" if close else ""
 
 
@@ -205,7 +207,7 @@ class Settings:
         num_experts: types.PositiveInt = 8,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: types.Threads | None = None,
-        init: str | None = None,
+        init: str | list[str] | None = None,
     ):
         raise NotImplementedError("only its signature is read")
 
@@ -249,15 +251,18 @@ def compose(words: Sequence[str]) -> Composed:
     comes before both.  Raises UsageError with the nearest right name.
     """
     user = [Word.parse(word) for word in words]
-    experiment = _experiment(user)
+    experiment, smaller = _experiment(user)
     chosen, advice = _chosen(user, experiment)
     picked = {word.key: word.value for word in user if "." in word.key}
     nested, known = _nested(chosen, picked), _known(chosen, picked)
     for word in user:
-        _check_word(word, known, nested, chosen)
-    fitting = {k: v for k, v in advice.items() if k in registry() or k in known}  # for the parts that were chosen
+        if word.key != "scale":
+            _check_word(word, known, nested, chosen)
+    fitting = {
+        k: v for k, v in {**advice, **smaller}.items() if k in registry() or k in known
+    }  # for the parts that were chosen
     lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
-    lines += [_line(word, nested, known) for word in user]
+    lines += [_line(word, nested, known) for word in user if word.key != "scale"]
     config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
     taken = {word.key for word in user} | set(experiment)
     for key in set(experiment) - {*known, *registry()}:
@@ -274,7 +279,7 @@ def settable(words: Sequence[str]) -> dict[str, tuple[Option | str, str]]:
     Raises UsageError as ``compose`` does; nothing heavy is imported.
     """
     user = [Word.parse(word) for word in words]
-    chosen, _ = _chosen(user, _experiment(user))
+    chosen, _ = _chosen(user, _experiment(user)[0])
     picked = {word.key: word.value for word in user if "." in word.key}
     groups = {group: group for group in registry()}
     helps = _comments((conf_root() / "config.yaml").read_text(encoding="utf-8"))
@@ -335,17 +340,28 @@ def _whole_layers(config: Config) -> Config:
     return whole
 
 
-def _experiment(user: Sequence[Word]) -> Config:
-    """What the chosen experiment sets: {group: option} and {dotted key: value}."""
+def _experiment(user: Sequence[Word]) -> tuple[Config, Config]:
+    """What the chosen experiment sets, and what ``scale`` makes smaller in it: {group: option} and {dotted key: value}.
+
+    Raises UsageError for a scale that the experiment does not have.
+    """
     name = _choices(user).get("experiment")
-    if name is None:
-        return {}
-    raw = raw_node("experiment", _one(name, "experiment"))
+    raw = {} if name is None else raw_node("experiment", _one(name, "experiment"))
     choices = [entry for entry in raw.pop("defaults", []) if isinstance(entry, dict)]
-    return {
-        **{key.split("/")[-1]: value for entry in choices for key, value in entry.items()},
-        **dict(flatten(raw)),
-    }
+    smaller = _scaled(raw.pop("scales", {}), user, name)
+    parts = {key.split("/")[-1]: value for entry in choices for key, value in entry.items()}
+    return {**parts, **dict(flatten(raw))}, smaller
+
+
+def _scaled(scales: Config, user: Sequence[Word], experiment: str | None) -> Config:
+    """The keys of the scale that the user chose, but for those that they set themselves."""
+    given = {word.key: word.value for word in user}
+    scale = given.get("scale", FULL)
+    if scale != FULL and scale not in scales:
+        where = f"experiment={experiment}" if experiment else "no experiment is chosen"
+        hint = nearest(scale, [FULL, *scales], "scale=")
+        raise UsageError(f"scale={scale} ({where}): no such scale.{hint} Choose from: {', '.join([FULL, *scales])}")
+    return {key: value for key, value in scales.get(scale, {}).items() if key not in given}
 
 
 def _defaults() -> dict[str, Any]:
@@ -367,7 +383,7 @@ def _choices(user: Sequence[Word]) -> dict[str, Any]:
         options = [v.strip() for v in word.value.strip("[]").split(",") if v.strip()]
         for option in options:
             if option != "null":
-                _find(word.key, option)
+                find(word.key, option)
             elif isinstance(_defaults().get(word.key), list):
                 raise UsageError(f"{word.key}={word.value} (command line): null is none of them. Write {word.key}=[]")
         chosen[word.key] = options if several else (None if word.value == "null" else word.value)
@@ -431,7 +447,7 @@ def _loader() -> Any:
 
 def raw_node(group: str, option: str) -> Config:
     """An option's file with the shared pieces it takes in; nested parts stay under ``defaults``."""
-    file = _find(group, option)
+    file = find(group, option)
     raw = _yaml(file)
     pieces = [p for p in raw.get("defaults", []) if isinstance(p, str) and p.startswith("_") and p != "_self_"]
     for piece in pieces:
@@ -503,13 +519,15 @@ def _settings() -> dict[str, Option]:
 def part_options(raw: Mapping[str, Any]) -> dict[str, Option]:
     """What a user may set of a part: its constructor's arguments, or the YAML's keys for torch's optimizers.
 
+    A part whose YAML takes in ``_columns`` has ``columns`` too, which ``build`` reads in its place.
     Raises ArtifactError for a ``_target_`` that no part may have, before anything of it is imported.
     """
     target = raw["_target_"]
     allowed(target)
     if target.startswith("torch."):
         return {name: Option(_type_of(value), value) for name, value in _listed(target).items()}
-    return {n: o for n, o in signature(target).items() if n not in CONTEXT or n in raw}
+    own = {n: o for n, o in signature(target).items() if n not in CONTEXT or n in raw}
+    return {"columns": Option(types.Columns | str | None, None), **own} if "columns" in raw else own
 
 
 def _listed(target: str) -> Config:
@@ -623,7 +641,7 @@ def _hydra(lines: list[str], words: str) -> Config:
         raise UsageError(
             f"{shown(words)} (command line): {shown(said)}. Check the spelling and quoting of these words"
         ) from error
-    return {str(group): _without_advice(node) for group, node in config.items()}
+    return {str(group): _without_advice(node) for group, node in config.items() if group != "scales"}
 
 
 def _without_advice(node: Any) -> Any:
@@ -741,11 +759,14 @@ def build(node: Mapping[str, Any], **context: Any) -> Any:
     """The part that ``node`` describes; ``context`` fills the constructor arguments that it asks for.
 
     A part within the part arrives as a factory of its number of experts, so that no two share weights;
-    only a model's ``layers`` stay as they are, for it to build each layer from its own copy.
+    only a model's ``layers`` stay as they are, for it to build each layer from its own copy.  A part with
+    ``columns`` is built for so many features, and then reads those.
     Raises UsageError where the constructor refuses its options.
     """
     cls = part_class(node)
     wanted = context if node["_target_"].startswith("torch.") else signature(node["_target_"])
+    if "columns" in node and "columns" not in wanted and hasattr(cls, "reading"):
+        return _over_columns(node, context)
     given = {k: v if k == "layers" else _factories(v, context) for k, v in node.items() if k != "_target_"}
     filled = {key: value for key, value in context.items() if key in wanted and key not in given}
     try:
@@ -769,6 +790,36 @@ def part_class(node: Mapping[str, Any]) -> Any:
 
 def build_with(node: Mapping[str, Any], context: Mapping[str, Any], num_experts: int) -> Any:
     return build(node, **{**context, "num_experts": num_experts})
+
+
+def _over_columns(node: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
+    """The part over the features that its ``columns`` names: built for so many, then told which they are."""
+    rest = {key: value for key, value in node.items() if key != "columns"}
+    if node["columns"] is None:
+        return build(rest, **context)
+    index, names = _indices(node, context), context.get("feature_names", [])
+    chosen = {"dim": len(index), "feature_names": [names[i] for i in index] if names else []}
+    return build(rest, **{**context, **chosen}).reading(index)
+
+
+def _indices(node: Mapping[str, Any], context: Mapping[str, Any]) -> list[int]:
+    """Features by index or by name -> their indices.  Raises UsageError for one that is not there."""
+    columns, names, dim = node["columns"], list(context.get("feature_names", [])), context["dim"]
+    asked = [columns] if isinstance(columns, str) else columns or ["none"]
+    index = [names.index(c) if c in names else int(c) if str(c).isdecimal() else -1 for c in asked]
+    for column, found in zip(asked, index, strict=True):
+        if not 0 <= found < dim:
+            group = next((g for g in ("gate", "expert") if node["_target_"] in _targets(g)), "part")
+            known = f", or by name: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else ""
+            raise UsageError(
+                f"{group}.columns={text(columns)}: no feature {column}.{nearest(str(column), names)} "
+                f"Choose from 0 to {dim - 1}{known}"
+            )
+    return index
+
+
+def _targets(group: str) -> set[str]:
+    return {raw_node(group, option).get("_target_", "") for option in registry()[group]}
 
 
 def _factories(value: Any, context: Mapping[str, Any]) -> Any:

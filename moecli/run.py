@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import platform
 import resource
 import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from moecli import __version__, compatibility, config
-from moecli.analysis import specialisation
+from moecli.analysis import criteria, information, specialisation
+from moecli.analysis.coefficients import Coefficients, Units, bootstrapped, coefficients, quantities
 from moecli.config import Composed, Config, build
 from moecli.errors import ArtifactError, DataError, EnvironmentFailure, Interrupted, UsageError
 from moecli.losses.objective import Objective
-from moecli.mixture import Mixture
+from moecli.mixture import Mixture, MixtureDensity
 from moecli.models.model import Model
 from moecli.models.size import Size, make_twin, measure
 from moecli.parts import Parts
@@ -37,6 +40,7 @@ from moecli.record.trace import TraceReader, write_arrays
 from moecli.record.view import view
 from moecli.report import terminal
 from moecli.tasks.task import SPLITS, Task
+from moecli.training.em import Em
 from moecli.training.evaluate import Evaluation, evaluate, without
 from moecli.training.gradient import Best, Job
 from moecli.training.health import dropped_by_rank, effective_experts
@@ -45,9 +49,11 @@ if TYPE_CHECKING:
     import pandas
 
 PREDICTED_AT_ONCE = 256
+MOST_ITERATIONS = 500  # of EM in a refit
 ALL_THREADS = torch.get_num_threads()
 SMALL_STEP = 1e8  # FLOPs of a forward pass
 MOST_REMOVALS = 64  # experts taken out one by one at the end; above that only a run's own question is worth the time
+MOST_ROWS = 5000  # whose responsibilities are kept
 UNITS = {
     "nll": "nats",
     "loss": "nats",
@@ -86,15 +92,15 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     """
     settings = composed.config
     device = pick_device(settings["device"])
-    if settings["init"]:
-        Run(Path(settings["init"]).expanduser())  # refused before any work, where it is none
+    for run in _runs_of(settings["init"]):
+        Run(run)  # refused before any work, where it is none
     task = task or build_task(composed)
     settings = _with_family(settings, task)
     _refuse_idle(settings, composed.explicit)
     _refuse_other_inputs(settings, task)
     _refuse_too_big(settings, task, device)
     torch.manual_seed(settings["seed"])
-    parts = Parts(settings)
+    parts = Parts(_reading(settings, task), feature_names=task.feature_names)
     model: Model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
     _drop_unused(settings, parts.used, composed.explicit)
     terms = {name: build(node) for name, node in settings["auxiliary"].items()}
@@ -103,12 +109,26 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     if model.is_twin:
         make_twin(model, first.x, first.known)
         terms = {}
+    _bind(model, task, settings["seed"])
     model.to(device)
     first = first.to(device)
     size = measure(model, first.x, first.known)
     tokens = first.x.numel() if "sequence" in task.gives else len(first.x)
     torch.set_num_threads(settings["threads"] or fitting_threads(size.flops * tokens))
     return Built(settings, task, model, Objective(build(settings["objective"]), terms, idle), size, device, warnings)
+
+
+def _bind(model: Model, task: Task, seed: int) -> None:
+    """Experts that are fitted to rows of their own know the training rows."""
+    fitted = [experts for layer in model.mixtures.values() if "part fit" in (experts := layer.experts).gives]
+    for experts in fitted:
+        rows = task.train_batch(0, task.sizes["train"], seed)
+        cast(Any, experts).bind(rows.x, rows.target, seed)
+
+
+def rounds(settings: Config) -> int:
+    """How long the trainer of a configuration may go on, in its own steps."""
+    return settings["trainer"].get("steps") or settings["trainer"]["rounds"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -139,7 +159,8 @@ def _refuse_too_big(settings: Config, task: Task, device: torch.device) -> None:
     counting = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"), suppress(RuntimeError):  # of a plugin whose constructor computes
-            build(settings["model"], parts=Parts(settings), dim=task.dim, out=task.out, vocab_size=task.vocab_size)
+            parts = Parts(_reading(settings, task), feature_names=task.feature_names)
+            build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
     finally:
         counting.remove()
 
@@ -165,6 +186,21 @@ def _with_family(settings: Config, task: Task) -> Config:
     return {**settings, "family": config.option_node("family", task.family), "choices": choices}
 
 
+def _reading(settings: Config, task: Task) -> Config:
+    """The settings with gate and experts over the features that the task's formula gives them."""
+    return {**settings, **{group: _over(group, settings[group], names, task) for group, names in task.reads.items()}}
+
+
+def _over(group: str, node: Config | None, names: list[str], task: Task) -> Config | None:
+    if node is None:
+        return None
+    if node.get("columns") is not None:
+        raise UsageError(f"{group}.columns: task.formula has a bar and says what they read. Leave out one of the two")
+    if not names and "vectors" in config.part_class(node).needs:
+        raise UsageError(f"task.formula: the {group} has nothing to read. Use {group}=constant, or give it a feature")
+    return {**node, "columns": names if names and len(names) < len(task.feature_names) else None}
+
+
 def _refuse_other_inputs(settings: Config, task: Task) -> None:
     """A model for whole examples cannot read sequences, nor the other way round: say so before building it."""
     choices, inputs = settings["choices"], frozenset({"items", "sequence", "ids"})
@@ -174,9 +210,9 @@ def _refuse_other_inputs(settings: Config, task: Task) -> None:
 
 
 def _refuse_idle(settings: Config, explicit: frozenset[str]) -> None:
-    """A trainer that takes no optimizer, schedule or auxiliary terms refuses those the user set."""
+    """A trainer that takes no optimizer, schedule, auxiliary terms or objective refuses those the user set."""
     trainer = config.part_class(settings["trainer"])
-    for group in sorted(explicit & (frozenset({"optimizer", "schedule", "auxiliary"}) - trainer.uses)):
+    for group in sorted(explicit & (frozenset({"optimizer", "schedule", "auxiliary", "objective"}) - trainer.uses)):
         name = settings["choices"]["trainer"]
         raise UsageError(
             f"{group} (command line): trainer={name} takes none, so nothing would use it. Leave it out, or use trainer=gradient"
@@ -209,7 +245,8 @@ def check_fit(
     fixed = [
         compatibility.Part(f"task={choices['task']}", frozenset(task.needs) - leaks, frozenset(task.gives) | {"known"}),
         compatibility.part(f"model={choices['model']}", model),
-        compatibility.part(f"trainer={choices['trainer']}", config.part_class(settings["trainer"])),
+        compatibility.part(f"trainer={choices['trainer']}", build(settings["trainer"])),
+        compatibility.part(f"objective={choices['objective']}", config.part_class(settings["objective"])),
     ]
     layers = {name: _layer_parts(settings, model, name) for name in model.mixtures}
     active = {} if model.is_twin else {n: compatibility.part(f"auxiliary={n}", term) for n, term in terms.items()}
@@ -255,6 +292,7 @@ class Place:
     name: str | None = None
     quiet: bool = True
     command: str = ""
+    pictures: bool = True
 
 
 def train(*words: str, runs: Path | str | None = None, name: str | None = None, quiet: bool = True) -> Run:
@@ -297,7 +335,8 @@ def _train_in(folder: Path, built: Built, place: Place, info: dict[str, Any], sa
         with suppress(OSError) if info["status"] == "failed" else nullcontext():
             write_whole(folder / "run.json", to_json(info))
     _finish_summary(folder, info)
-    _draw(Run(folder))
+    if place.pictures:
+        _draw(Run(folder))
     return Run(folder)
 
 
@@ -310,6 +349,8 @@ def _what_is_left(folder: Path) -> str:
 # What may change when a run goes on: none of these changes what a step computes but its learning rate.
 MAY_CHANGE = (
     "trainer.steps",
+    "trainer.rounds",
+    "trainer.jobs",
     "trainer.eval_every",
     "trainer.checkpoint_every",
     "trainer.patience",
@@ -331,7 +372,7 @@ def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
     _refuse_other_run(stored, settings)
     with locked(found.path):
         saved, passed = checkpoint.latest(found.path)
-        if saved and found.info["status"] == "finished" and saved.step >= settings["trainer"]["steps"]:
+        if saved and found.info["status"] == "finished" and saved.step >= rounds(settings):
             return found
         built = assemble(Composed(settings, frozenset()))
         if built.task.fingerprint != found.info["fingerprint"]:
@@ -377,7 +418,7 @@ def _other_machine(built: Built, info: dict[str, Any]) -> list[str]:
 
 
 def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[str, Any]:
-    record = Recorder(folder, view(folder / "log.txt", place.quiet))
+    record = Recorder(folder, view(folder / "log.txt", place.quiet), _gate_over_grid(built))
     try:
         for text in built.warnings:
             record.warn(text)
@@ -394,9 +435,7 @@ def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[
 def job(built: Built, record: Recorder, saved: Saved | None = None) -> Job:
     settings = built.config
     if settings["init"] and saved is None:
-        checkpoint.restore(
-            built.model, best_weights(Run(Path(settings["init"]).expanduser())), f"init={settings['init']}"
-        )
+        checkpoint.restore(built.model, first_weights(built, settings["init"]), f"init={config.text(settings['init'])}")
 
     def optimizer(params: Any) -> torch.optim.Optimizer:
         return build(settings["optimizer"], params=params)
@@ -487,6 +526,7 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
     for name, parts in found.tokens.items():
         record.trace.tokens(best.step, "test", name, parts)
     _surface(built, record.folder)
+    _responsibilities(built, record.folder)
     mixtures = {n: layer for n, layer in built.model.mixtures.items() if layer.experts.num_experts > 1}
     return {
         "parameters": {"total": built.size.total, "active": built.size.active},
@@ -496,7 +536,38 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
         "confusion": _confusion(built.task, found),
         "experts": [row for name in mixtures for row in _experts(built, found, name, record.folder)],
         "layers": [_layer(built, found, name, record.folder) for name in mixtures],
+        **_criteria(built, record.folder, best.step),
     }
+
+
+def _criteria(built: Built, folder: Path, step: int) -> dict[str, Any]:
+    """Of a classical mixture: likelihood on the training rows, AIC, BIC and ICL; of other models nothing."""
+    layer = exact_layer(built.model, folder, step)
+    if layer is None:
+        return {}
+    found = criteria.criteria(layer, training_rows(built.task), log_scale(built.task))
+    return {"criteria": found.numbers()}
+
+
+def exact_layer(model: Model, folder: Path, step: int) -> MixtureDensity | None:
+    """A classical mixture in float64, as EM left it where it was fitted so; None for other models."""
+    found: Any = model.mixtures.get("layer0")
+    if not information.is_classical(found):
+        return None
+    layer = copy.deepcopy(found).cpu().double().eval()
+    tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{step:08d}")
+    checkpoint.restore(layer, tensors.get("em", {}) or layer.state_dict(), str(folder))
+    return layer
+
+
+def training_rows(task: Task) -> information.Rows:
+    batch = task.batch("train", torch.arange(task.sizes["train"]))
+    return information.Rows.of(batch.x, batch.target, batch.weight)
+
+
+def log_scale(task: Task) -> float:
+    """What a row's log density loses when its targets go into the user's units."""
+    return math.fsum(math.log(scale) for scale in getattr(task.kind, "scale", ()))
 
 
 def _confusion(task: Task, found: Evaluation) -> list[list[int]] | None:
@@ -583,8 +654,43 @@ def _surface(built: Built, folder: Path) -> None:
         "data_y": test.target,
     }
     arrays |= {} if alone is None else {"experts": alone}
-    (folder / "routing").mkdir(exist_ok=True)
-    write_arrays(folder / "routing" / "surface.npz", {name: value.cpu().numpy() for name, value in arrays.items()})
+    if isinstance(output.prediction, Mixture) and "real" in built.task.gives:
+        arrays["deviation"] = output.prediction.variance.sqrt()
+    _write_arrays(folder / "routing" / "surface.npz", arrays)
+
+
+def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_arrays(path, {name: value.cpu().numpy() for name, value in arrays.items()})
+
+
+@torch.no_grad()
+def _responsibilities(built: Built, folder: Path) -> None:
+    """Which expert made each test row, as a mixture of densities sees it; with the rows where they can be drawn."""
+    test = built.task.batch("test", torch.arange(min(built.task.sizes["test"], MOST_ROWS)))
+    if "mixture" not in built.model.gives:
+        return
+    prediction = built.model.eval()(test.x.to(built.device)).prediction
+    arrays = {"resp": prediction.responsibilities(test.target.to(built.device))}
+    if test.x.ndim == 2 and test.x.shape[1] <= 2:
+        arrays |= {"x": test.x, "target": test.target}
+    _write_arrays(folder / "routing" / "responsibilities.npz", arrays)
+
+
+def _gate_over_grid(built: Built) -> Callable[[], torch.Tensor] | None:
+    """What the first gate believes over a task's plane, (M, E), whenever it is called; None without a plane."""
+    grid = built.task.grid()
+    if grid is None or grid.shape[1] != 2 or not built.model.mixtures:
+        return None
+
+    @torch.no_grad()
+    def look() -> torch.Tensor:
+        training = built.model.training
+        probs = next(iter(built.model.eval()(grid.to(built.device)).routings.values())).probs
+        built.model.train(training)
+        return probs
+
+    return look
 
 
 def point(prediction: torch.Tensor | Mixture, task: Task) -> torch.Tensor:
@@ -616,7 +722,7 @@ def dry_run(built: Built) -> list[str]:
     settings, info = built.config["trainer"], describe(built)
     state = 4 * 4 * built.size.total  # float32 weights, gradients and two moments
     size = settings.get("batch_size", built.task.sizes["train"])
-    steps, seconds = settings["steps"], _seconds_per_step(built, size)
+    steps, seconds = rounds(built.config), _seconds_per_step(built, size)
     return [
         *terminal.header(info),
         *lines,
@@ -645,6 +751,32 @@ def best_weights(run: Run) -> dict[str, torch.Tensor]:
         raise ArtifactError(f"{run.path}: it has no checkpoint yet. Let the run reach its first evaluation")
     tensors, _ = checkpoint.load(run.path / "checkpoints" / f"step-{run.info.get('best_step') or steps[-1]:08d}")
     return tensors["model"]
+
+
+def _runs_of(init: str | list[str] | None) -> list[Path]:
+    return [Path(run).expanduser() for run in ([init] if isinstance(init, str) else init or [])]
+
+
+def first_weights(built: Built, init: str | list[str]) -> dict[str, torch.Tensor]:
+    """Of a run; of a list of runs their experts side by side, and what routes between them as it is.
+
+    Raises UsageError for a list where the model has weights that belong to neither.
+    """
+    found = [best_weights(Run(run)) for run in _runs_of(init)]
+    if isinstance(init, str):
+        return found[0]
+    own = built.model.state_dict()
+    joined = [name for name in own if ".experts." in name or ".family." in name]
+    left = [name for name in own if name not in joined and ".router." not in name]
+    if left:
+        raise UsageError(
+            f"init={config.text(init)}: experts of several runs go side by side, but this model has {left[0]} too, which "
+            "each run has its own of. Use model=density, or one run"
+        )
+    missing = [name for name in joined if any(name not in weights for weights in found)]
+    if missing:
+        raise ArtifactError(f"init={config.text(init)}: not every run has {missing[0]}. Name runs of the same experts")
+    return own | {name: torch.cat([weights[name] for weights in found]) for name in joined}
 
 
 # -- read again -------------------------------------------------------------------------------
@@ -723,26 +855,112 @@ def _plan_tables(number: torch.Tensor, weights: list[torch.Tensor]) -> dict[str,
     return {"expert": expert.numpy(), "weight": weight.numpy()}
 
 
+def coefficient_tables(loaded: Loaded, bootstrap: int = 0) -> Coefficients | None:
+    """Of a classical mixture's gate and experts, with standard errors; None for other models.
+
+    ``bootstrap`` takes them from so many refits to resampled rows (groups of rows, where the task has groups).
+    """
+    layer = exact_layer(loaded.model, loaded.run.path, loaded.run.info["best_step"])
+    if layer is None:
+        return None
+    task = loaded.task
+    rows, units = training_rows(task), units_of(task)
+    found = coefficients(layer, rows, units)
+    if not bootstrap:
+        return found
+    group = task.batch("train", torch.arange(task.sizes["train"])).document
+    plan = Em(steps=MOST_ITERATIONS)
+    refits = [quantities(*refit, units) for refit in criteria.resampled(layer, rows, group, plan, bootstrap)]
+    return bootstrapped(found, torch.stack([values for _, values in refits]), refits[0][0])
+
+
+def units_of(task: Task) -> Units:
+    """What leads from a task's features and targets to the user's own."""
+    kind: Any = task.kind
+    center, factor = (torch.tensor(values, dtype=torch.float64) for values in task.feature_units())
+    targets = list(getattr(kind, "targets", getattr(kind, "classes", ())))
+    one, zero = torch.ones(len(targets)).double(), torch.zeros(len(targets)).double()
+    scale = torch.tensor(getattr(kind, "scale", ()), dtype=torch.float64) * one if hasattr(kind, "scale") else one
+    shift = torch.tensor(kind.center, dtype=torch.float64) + zero if hasattr(kind, "center") else zero
+    return Units(task.feature_names, targets, center, factor, scale, shift)
+
+
+def selection(
+    composed: Composed, numbers: Sequence[int], folds: int = 5, bootstrap: int = 0, restarts: int = 5
+) -> list[dict[str, Any]]:
+    """A row of criteria for each number of experts of a classical mixture, fitted by EM to the task's training rows.
+
+    ``held`` is the cross-validated log-likelihood a row (in ``folds`` folds), ``p`` the bootstrap test of a number
+    against one more, from ``bootstrap`` simulated data sets.  Raises UsageError for a model that is no such mixture.
+    """
+    task = build_task(composed)
+    rows, unit_size = training_rows(task), log_scale(task)
+    group = task.batch("train", torch.arange(task.sizes["train"])).document
+
+    def make(num_experts: int) -> MixtureDensity:
+        settings = copy.deepcopy(composed.config) | {"num_experts": num_experts}
+        layer = assemble(Composed(settings, composed.explicit), task).model.mixtures.get("layer0")
+        if not information.is_classical(layer):
+            raise UsageError(
+                "moe criteria: its parameters can be counted only for linear or constant experts under a linear, constant or "
+                "uniform gate. Choose among those, with model=density router=dense"
+            )
+        return copy.deepcopy(layer).cpu().double().eval()  # type: ignore[union-attr, return-value]
+
+    settings = composed.config["trainer"]
+    steps, tolerance = max(settings["steps"], MOST_ITERATIONS), settings.get("tolerance", 1e-6)
+    plan = Em(steps=steps, tolerance=tolerance, restarts=restarts)
+    fits = {number: criteria.fit(make(number), rows, plan)[0] for number in numbers}
+    found = []
+    for number, layer in fits.items():
+        row = {"num_experts": number, **criteria.criteria(layer, rows, unit_size).numbers()}
+        if folds > 1:
+            held = criteria.cross_validated(make, number, rows, group, plan, folds, unit_size)
+            row |= {"held": held.mean, "held_error": held.error}
+        if bootstrap and number + 1 in fits:
+            row["p"] = criteria.likelihood_ratio_p(make, layer, fits[number + 1], rows, plan, bootstrap)
+        found.append(row)
+    return found
+
+
 def predictions(loaded: Loaded, file: Path) -> pandas.DataFrame:
     """New rows of a file -> prediction, how sure it is, and the first expert of each layer with its weight.
 
+    A mixture density adds every expert's probability before the target is known (``gate e0``), and where the file
+    has the target its density and every expert's probability after it (``responsibility e0``), else nothing.
     Raises DataError where the file does not fit the run's task.
     """
     import pandas
 
     x, given = loaded.task.new_rows(file)
     loaded.model.eval()
-    answers = [_answer(loaded, part) for part in x.split(PREDICTED_AT_ONCE)]
+    y = loaded.task.new_targets(file)
+    targets = [None] * len(x) if y is None else y.split(PREDICTED_AT_ONCE)
+    answers = [_answer(loaded, *rows) for rows in zip(x.split(PREDICTED_AT_ONCE), targets, strict=False)]
     columns = {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
     return pandas.DataFrame({**given, **columns})
 
 
 @torch.no_grad()
-def _answer(loaded: Loaded, x: torch.Tensor) -> dict[str, list[Any]]:
+def _answer(loaded: Loaded, x: torch.Tensor, y: torch.Tensor | None) -> dict[str, list[Any]]:
     output = loaded.model(x.to(loaded.device))
     columns = loaded.task.kind.answer(output.prediction)
     for name, routing in output.routings.items():
         weight, expert = routing.plan.weights.max(-1)
         served = [e if w > 0 else None for e, w in zip(expert.tolist(), weight.tolist(), strict=True)]
         columns |= {f"{name} expert": served, f"{name} weight": weight.tolist()}
-    return columns
+    return columns | (
+        _evidence(output.prediction, y, log_scale(loaded.task)) if isinstance(output.prediction, Mixture) else {}
+    )
+
+
+def _evidence(mixture: Mixture, y: torch.Tensor | None, log_scale: float) -> dict[str, list[Any]]:
+    """Every expert's probability, and with targets (N, ...) their density; NaN where a row has none."""
+    columns = {f"gate e{e}": p.tolist() for e, p in enumerate(mixture.routing.probs.T)}
+    if y is None:
+        return columns
+    known = (y >= 0) if not y.is_floating_point() else y.isfinite().all(-1)
+    filled = y.where(known.view(-1, *[1] * (y.ndim - 1)), 0).to(mixture.row_mean.device)
+    density = (mixture.log_prob(filled) - log_scale).exp().cpu().where(known, torch.nan)
+    resp = mixture.responsibilities(filled).cpu().where(known[:, None], torch.nan)
+    return columns | {"density": density.tolist()} | {f"responsibility e{e}": p.tolist() for e, p in enumerate(resp.T)}

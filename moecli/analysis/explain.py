@@ -14,6 +14,7 @@ from moecli.compatibility import REMEDIES, routers_giving, small_router
 from moecli.config import (
     conf_root,
     describe,
+    find,
     option_help,
     option_node,
     part_class,
@@ -27,6 +28,9 @@ from moecli.config import (
 
 def part_lines(group: str, option: str) -> list[str]:
     """What ``moe show GROUP=OPTION`` prints.  Raises UsageError with the nearest name."""
+    if group == "experiment":
+        lines = [f" {line}" for line in header(option) if not line.startswith("paper: ")]
+        return [f" {option} ·{lines[0]}", *lines[1:], *_papers(group, option)]
     node = option_node(group, option)
     cls = part_class(node)
     lines = [f" {option} · {describe(group, option)}", "", *textwrap.indent(_doc(cls), " ").split("\n"), ""]
@@ -40,6 +44,12 @@ def _doc(cls: Any) -> str:
     """The class docstring without its markup; of a torch optimizer only what it says first."""
     doc = inspect.cleandoc(cls.__doc__ or "").replace("``", "")
     return doc.split("\n")[0] if cls.__module__.startswith("torch.") else doc
+
+
+def header(experiment: str) -> list[str]:
+    """What an experiment's file says before its first key: what it is, its claim, command, cost, last result, paper."""
+    lines = find("experiment", experiment).read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")]
 
 
 def _claims(option: str) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 
 from moecli.cli import completion
 from moecli.cli.common import Json, example
-from moecli.errors import ArtifactError, PartialSuccess, UsageError
+from moecli.errors import ArtifactError, EnvironmentFailure, PartialSuccess, UsageError
 
 EPILOG = example("moe compare runs", "moe compare runs/digits-* --by router.k --markdown")
 
@@ -24,6 +24,10 @@ def compare(
     csv: Annotated[bool, typer.Option("--csv", help="Print as CSV, every number in full.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print as a Markdown table.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print as a LaTeX table (booktabs).")] = False,
+    criteria: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw AIC, BIC and ICL over the number of experts into this file."),
+    ] = None,
 ) -> None:
     """Compare runs: quality, balance, specialisation and cost, mean and 95 % interval over seeds."""
     from moecli.report import compare as tables
@@ -38,6 +42,8 @@ def compare(
     records, broken = tables.read_runs(paths)
     if not records and broken:
         raise PartialSuccess("; ".join(broken[:3]))
+    if criteria:
+        _draw(paths, criteria)
     comparison = tables.compare(records, by)
     if chosen:
         print(getattr(tables, chosen[0])(comparison))
@@ -50,6 +56,18 @@ def compare(
             print(f" note: {note}")
     if broken:
         raise PartialSuccess(f"{len(broken)} of {len(records) + len(broken)} runs left out: {broken[0]}")
+
+
+def _draw(paths: list[Path], target: Path) -> None:
+    from moecli.plots.figure import save
+    from moecli.plots.selection import over_experts
+    from moecli.record.folder import Run, find_runs
+
+    finished = [Run(path) for path in find_runs(paths) if (path / "summary.json").is_file()]
+    try:
+        save(over_experts(finished), target.with_suffix(""))
+    except OSError as error:
+        raise EnvironmentFailure(f"--criteria {target}: {error.strerror}. Name a file that can be written") from error
 
 
 WRITERS = ("as_json", "as_csv", "as_markdown", "as_latex")

@@ -15,7 +15,10 @@ def plot(
     run: RunFolder,
     kinds: Annotated[list[str] | None, typer.Argument(metavar="KIND", help="Which pictures; all by default.")] = None,
 ) -> None:
-    """Draw a run's pictures into its plots/ folder: curves, load, labels, regions, fit."""
+    """Draw a run's pictures into its plots/ folder, each where it applies.
+
+    Kinds: curves, film, fit, gates, labels, likelihood, load, regions, responsibility, tree.
+    """
     from moecli.plots.gallery import draw_all
     from moecli.record.folder import Run
 

@@ -11,7 +11,12 @@ from moecli.cli import completion
 from moecli.cli.common import Plugin, example, use
 from moecli.errors import UsageError
 
-EPILOG = example("moe show router=hash", "moe show task=table task.path=FILE task.target=COLUMN", "moe show RUN")
+EPILOG = example(
+    "moe show router=hash",
+    "moe show task=table task.path=FILE task.target=COLUMN",
+    "moe show RUN",
+    "moe show RUN --bootstrap 200",
+)
 
 
 def show(
@@ -24,16 +29,24 @@ def show(
         ),
     ],
     plugin: Plugin = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of a classical mixture: standard errors from N refits.")
+    ] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Of a classical mixture: its tables as JSON.")] = False,
 ) -> None:
     """Explain a part (formula, claims, needs, options, papers as BibTeX), a task's data, or a run."""
     use(plugin)
     group, equals, option = what[0].partition("=")
+    if equals and (bootstrap or json):
+        raise UsageError(
+            "moe show --bootstrap, --json: they are for a run folder of a classical mixture. Leave them out"
+        )
     if len(what) > 1 and group != "task":
         raise UsageError(
             f"moe show {what[0]}: it explains one thing, with its defaults. Leave out {' '.join(what[1:])}"
         )
     if not equals or Path(what[0]).is_dir():  # a run may lie below a folder with = in its name
-        _run(Path(what[0]))
+        _run(Path(what[0]), bootstrap, json)
     elif group == "task":
         _task(what)
     else:
@@ -43,7 +56,7 @@ def show(
             print(line)
 
 
-def _run(path: Path) -> None:
+def _run(path: Path, bootstrap: int, json: bool) -> None:
     from moecli.cli.train import show_lines, show_run
     from moecli.config import registry
     from moecli.record.folder import Run
@@ -52,9 +65,46 @@ def _run(path: Path) -> None:
     if str(path) in registry():
         raise UsageError(f"moe show {path}: name one of them, as {path}=OPTION. List them with: moe ls {path}")
     run = Run(path)
+    if json:
+        _json(run, bootstrap)
+        return
     show_lines([f" {run.info['status']} · seed {run.info['seed']} · {run.info['command']}", *terminal.header(run.info)])
     if run.info["status"] == "finished":
-        show_run(run)
+        show_run(run, _coefficients(run, bootstrap))
+
+
+def _coefficients(run, bootstrap: int) -> list[str]:  # a record.folder.Run, imported late
+    """Of a classical mixture: tables in the data's units; a line says so where the data are no longer there."""
+    if "criteria" not in run.summary:
+        if bootstrap:
+            raise UsageError(
+                f"--bootstrap ({run.path}): only a mixture of linear or constant experts has tables. Leave it out"
+            )
+        return []
+    from moecli import run as engine
+    from moecli.errors import MoeError
+    from moecli.report import coefficients
+
+    first = ["", coefficients.criteria_line(run.summary["criteria"])]
+    try:
+        found = engine.coefficient_tables(engine.load(run.path), bootstrap)
+    except MoeError as error:
+        return [*first, f" no coefficient tables: {error}"]
+    return [*first, *(coefficients.lines(found) if found else [])]
+
+
+def _json(run, bootstrap: int) -> None:  # a record.folder.Run, imported late
+    from moecli import run as engine
+    from moecli.record.folder import to_json
+    from moecli.report import coefficients
+
+    found = engine.coefficient_tables(engine.load(run.path), bootstrap) if "criteria" in run.summary else None
+    if found is None:
+        raise UsageError(
+            f"--json ({run.path}): only a mixture of linear or constant experts has tables. Read its summary.json"
+        )
+    content = {"criteria": run.summary["criteria"], "coefficients": coefficients.records(found), "notes": found.notes}
+    print(to_json(content).decode())
 
 
 def _task(words: list[str]) -> None:

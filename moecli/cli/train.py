@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -87,9 +88,10 @@ def show_lines(lines: list[str]) -> None:
         print(visible(line))
 
 
-def show_run(run) -> None:  # a record.folder.Run, imported late
-    """The end of a training, and what `moe show RUN` says."""
+def show_run(run, more: Sequence[str] = ()) -> None:  # a record.folder.Run, imported late
+    """The end of a training, and with ``more`` before the next steps what `moe show RUN` says."""
     from moecli.report import terminal
 
     table = terminal.experts_table(run)
-    show_lines(["", terminal.result_line(run), "", *table, *terminal.layer_lines(run), "", *terminal.next_lines(run)])
+    found = [terminal.result_line(run), "", *table, *terminal.layer_lines(run), *more]
+    show_lines(["", *found, "", *terminal.next_lines(run)])

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moecli.plots.figure import FAINT, INK, OKABE_ITO, heading, level, new, safe, smooth, styled, with_unit
+from moecli.plots.likelihood import LIKELIHOODS
 from moecli.record.folder import Run
 
-NOT_AUXILIARY = {"loss", "total", "grad_norm"}
+NOT_AUXILIARY = {"loss", "total", "grad_norm", *LIKELIHOODS}  # likelihoods have a picture of their own
 SMOOTHING = 25  # the running mean covers one part in so many of all steps
 Curve = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # steps (S,), values (S,)
 
@@ -23,7 +24,7 @@ def draw(run: Run) -> dict[str, Figure]:
     """One panel each for what there is of the three, on one axis of steps."""
     train, valid = _curves(run, "train"), _curves(run, "valid")
     headline = run.info.get("headline", "")
-    auxiliary = {name: curve for name, curve in train.items() if name not in NOT_AUXILIARY}
+    auxiliary = {n: curve for n, curve in train.items() if n not in NOT_AUXILIARY and not n.startswith("restart")}
     panels: list[Callable[[Axes], None]] = []
     if "loss" in train:
         panels.append(lambda axes: _loss(axes, run, train["loss"]))

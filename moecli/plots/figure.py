@@ -7,8 +7,9 @@ import os
 import re
 import textwrap
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +26,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
 from moecli.record.folder import Run, write_whole
 
 MM = 1 / 25.4  # inches
 WIDTH = 100  # mm
 DPI = 240
+FILM_DPI = 120
+FRAME, LAST_FRAME = 350, 2000  # milliseconds of a film
 LONGEST = 24  # characters of a label
 LINE = 62  # characters of a title's line
 KEY = 16  # experts that a legend can still list; a colour bar serves beyond
@@ -39,7 +43,17 @@ INK, FAINT = "#222222", "#888888"
 MARKERS = "os^Dv<>PX*"
 FALLBACK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Emoji")
 
-Picture = Callable[[Run], dict[str, Figure]]
+
+@dataclass(frozen=True)
+class Film:
+    """A figure that ``show(n)`` turns into frame n of ``length``; it is saved as a GIF that ends on a longer last frame."""
+
+    figure: Figure
+    show: Callable[[int], None]
+    length: int
+
+
+Picture = Callable[[Run], Mapping[str, Figure | Film]]
 
 
 @cache
@@ -69,7 +83,7 @@ def styled(draw: Picture) -> Picture:
     """Draw in the house style."""
 
     @wraps(draw)
-    def drawn(run: Run) -> dict[str, Figure]:
+    def drawn(run: Run) -> Mapping[str, Figure | Film]:
         with house_style():
             return draw(run)
 
@@ -85,12 +99,32 @@ def new(title: str, height: float, rows: int = 1, columns: int = 1, **grid: Any)
     return figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG whole."""
-    buffer = io.BytesIO()
+def save(picture: Figure | Film, stem: Path) -> Path:
+    """Write a PNG whole, or a film's GIF; returns its path."""
+    buffer, film = io.BytesIO(), isinstance(picture, Film)
     with house_style():
-        figure.savefig(buffer, format="png", dpi=DPI)
+        if isinstance(picture, Film):
+            _write_gif(picture, buffer)
+        else:
+            picture.savefig(buffer, format="png", dpi=DPI)
+    path = stem.with_name(f"{stem.name}.{'gif' if film else 'png'}")
     write_whole(path, buffer.getvalue())
+    return path
+
+
+def _write_gif(film: Film, buffer: io.BytesIO) -> None:
+    """The layout of the first frame holds for all, so that nothing jumps."""
+    film.figure.set_dpi(min(DPI, FILM_DPI))
+    canvas, images = FigureCanvasAgg(film.figure), []
+    for number in range(film.length):
+        film.show(number)
+        canvas.draw()
+        film.figure.set_layout_engine("none")
+        images.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    palette = Image.fromarray(np.concatenate(images)).quantize(256)  # one for all, so that no frame lacks a colour
+    frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    pauses = [FRAME] * (film.length - 1) + [LAST_FRAME]
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=pauses, loop=0)
 
 
 def safe(text: object, limit: int = LONGEST) -> str:

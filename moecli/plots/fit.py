@@ -1,4 +1,4 @@
-"""Fit along one feature: data, mixture mean and each expert's line, above the gate's curves."""
+"""Fit along one feature: data, mixture mean with its spread, each expert's line, above the gate's curves."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ def draw(run: Run) -> dict[str, Figure]:
     if "experts" in surface:
         _experts(top, x, surface["experts"][order, :, column], gate)
     mean = surface["prediction"][order, column]
+    spread = surface["deviation"][order, column] if "deviation" in surface else np.zeros_like(mean)
+    if "deviation" in surface:
+        band = {"color": INK, "alpha": 0.13, "linewidth": 0}
+        top.fill_between(x, mean - spread, mean + spread, **band, label="± 1 standard deviation")
     top.plot(x, mean, color=INK, linewidth=1.0, linestyle=(0, (5, 1.5)), label="mixture")
-    _limit(top, np.concatenate([truth, mean]))
+    _limit(top, np.concatenate([truth, mean - spread, mean + spread]))
     top.set_ylabel(name)
-    top.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)  # no corner is sure to be free
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=3)  # no corner is sure to be free
     _gate(bottom, x, gate)
     bottom.set_xlabel(safe([*run.info.get("feature_names", []), "x"][0]))
     expert_key(figure, bottom, gate.shape[1], 8, "center")
@@ -52,7 +56,7 @@ def _response(run: Run, surface: dict[str, Array]) -> tuple[str, int, Array]:
     if run.info.get("kind") != "classification":
         return "target", 0, surface["data_y"].reshape(len(surface["data_x"]), -1)[:, 0]
     last = surface["prediction"].shape[1] - 1
-    names = run.info.get("label_names", {}).get("class", [])
+    names: list[str] = next(iter(run.info.get("label_names", {}).values()), [])
     name = names[last] if last < len(names) else str(last)
     return f"P({safe(name)})", last, (surface["data_y"].reshape(-1) == last).astype(float)
 

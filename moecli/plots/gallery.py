@@ -14,7 +14,7 @@ from moecli.errors import UsageError
 from moecli.plots.figure import save
 from moecli.record.folder import Run
 
-NO_KINDS = {"figure", "gallery"}
+NO_KINDS = {"figure", "gallery", "plane", "selection"}
 
 
 def kinds() -> dict[str, str]:
@@ -33,11 +33,9 @@ def pictures(run: Run, kinds: Iterable[str]) -> Iterator[Path]:
     chosen = [modules[_known(kind, modules)] for kind in kinds]
     folder = run.path / "plots"
     for module in chosen:
-        for stem, figure in module.draw(run).items():
+        for stem, picture in module.draw(run).items():
             folder.mkdir(exist_ok=True)
-            path = folder / f"{stem}.png"
-            save(figure, path)
-            yield path
+            yield save(picture, folder / stem)
 
 
 def _modules() -> dict[str, ModuleType]:

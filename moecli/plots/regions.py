@@ -10,13 +10,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from moecli.plots.figure import KEY, MARKERS, class_colors, colors, expert_key, heading, new, safe, styled
+from moecli.plots.figure import KEY, MARKERS, class_colors, expert_key, heading, new, safe, styled
+from moecli.plots.plane import Extent, Plane, belief, tint
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
 Array = np.ndarray[Any, Any]
-Extent = tuple[float, float, float, float]  # left, right, bottom, top
-PALEST = 0.12  # opacity where the gate's favourite has no more than an even share
 LISTED = len(MARKERS)  # classes a legend can list
 POINTS: dict[str, Any] = {"s": 9, "edgecolors": "black", "linewidths": 0.4}
 
@@ -25,19 +24,16 @@ POINTS: dict[str, Any] = {"s": 9, "edgecolors": "black", "linewidths": 0.4}
 def draw(run: Run) -> dict[str, Figure]:
     """The gate on the left, the mixture on the right, test points on both."""
     surface = TraceReader(run.path).surface()
-    if not surface or surface["x"].shape[1] != 2 or not run.layers:
+    plane = Plane.of(surface["x"]) if surface and run.layers else None
+    if plane is None:
         return {}
-    order = np.lexsort(surface["x"].T)  # x fastest, so that rows of the image are values of y
-    across, up = (np.unique(column) for column in surface["x"].T)
-    if len(across) * len(up) != len(order) or min(len(across), len(up)) < 2:
-        return {}
-    gate, prediction = (surface[name][order].reshape(len(up), len(across), -1) for name in ("gate", "prediction"))
-    extent = _extent(across, up)
+    gate, prediction, extent = plane.image(surface["gate"]), plane.image(surface["prediction"]), plane.extent
     classes, num_experts = run.info.get("kind") == "classification", gate.shape[-1]
     height = _height(num_experts, _class_names(run, prediction.shape[-1]) if classes else [])
     figure, grid = new(_title(run, num_experts), height, 1, 2, sharex=True, sharey=True)
     left, right = grid[0]
-    _gate(left, gate, extent)
+    left.imshow(belief(gate.argmax(-1), gate.max(-1), num_experts), origin="lower", extent=extent)
+    left.set_title("gate: preferred expert")
     left.scatter(*surface["data_x"].T, color="black", **{**POINTS, "s": 4, "linewidths": 0.0})
     expert_key(figure, left, num_experts, 4, "left")
     if classes:
@@ -60,32 +56,12 @@ def _height(num_experts: int, names: list[str]) -> float:
     return 75 + 4.5 * np.ceil(rows) + (15 if num_experts > KEY or not names else 0)
 
 
-def _extent(across: Array, up: Array) -> Extent:
-    """Outer edges of the grid's cells."""
-    half_x, half_y = (across[1] - across[0]) / 2, (up[1] - up[0]) / 2
-    return across[0] - half_x, across[-1] + half_x, up[0] - half_y, up[-1] + half_y
-
-
-def _gate(axes: Axes, gate: Array, extent: Extent) -> None:
-    """The favourite's colour, as strong as it is sure: (H, W, E)."""
-    uniform = 1 / gate.shape[-1]
-    palette = np.array([to_rgb(color) for color in colors(gate.shape[-1])])
-    sure = np.clip((gate.max(-1) - uniform) / max(1 - uniform, 1e-9), 0, 1)
-    axes.imshow(_tint(palette[gate.argmax(-1)], PALEST + (1 - PALEST) * sure), origin="lower", extent=extent)
-    axes.set_title("gate: preferred expert")
-
-
-def _tint(rgb: Array, strength: Array) -> Array:
-    """Mixed with white: (H, W, 3), (H, W) -> (H, W, 3)."""
-    return 1 - (1 - rgb) * strength[..., None]
-
-
 def _classes(run: Run, axes: Axes, prediction: Array, extent: Extent, surface: dict[str, Array]) -> None:
     """Predicted class as a tint, the test points' own class as colour and mark."""
     num_classes = prediction.shape[-1]
     palette = class_colors(num_classes)
     rgb = np.array([to_rgb(color) for color in palette])[prediction.argmax(-1)]
-    axes.imshow(_tint(rgb, np.full(rgb.shape[:2], 0.45)), origin="lower", extent=extent)
+    axes.imshow(tint(rgb, np.full(rgb.shape[:2], 0.45)), origin="lower", extent=extent)
     axes.set_title("mixture: class" + (f" ({LISTED} of {num_classes} named)" if num_classes > LISTED else ""))
     truth = surface["data_y"].reshape(-1).astype(int)
     for value in range(num_classes):
@@ -101,7 +77,7 @@ def _classes(run: Run, axes: Axes, prediction: Array, extent: Extent, surface: d
 
 def _class_names(run: Run, num_classes: int) -> list[str]:
     """Of the classes that the legend lists."""
-    names = run.info.get("label_names", {}).get("class") or [str(value) for value in range(num_classes)]
+    names = next(iter(run.info.get("label_names", {}).values()), []) or [str(value) for value in range(num_classes)]
     return [safe(name, 14) for name in names[: min(num_classes, LISTED)]]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS = ("balance CV", "NMI", "total", "active", "FLOP", "seconds")
+CRITERIA = ("loglik", "aic", "bic", "icl")  # of classical mixtures, on their training rows
 
 
 def runs(root: Path | str | None = None) -> pandas.DataFrame:
@@ -66,7 +67,8 @@ def _record(run: Run) -> dict[str, Any]:
     }
     if info["status"] == "finished":
         summary = run.summary
-        record |= {name: _number(value) for name, value in summary["metrics"].items()}
+        measured = summary["metrics"] | summary.get("criteria", {})
+        record |= {name: _number(value) for name, value in measured.items()}
         record["balance CV"] = _mean([layer["balance_cv"] for layer in summary["layers"]])
         record["NMI"] = _mean([m["value"] for layer in summary["layers"] for m in list(layer["nmi"].values())[:1]])
     return record
@@ -102,10 +104,11 @@ class Comparison:
     metric: str
     rows: list[Row]
     unit: str
+    criteria: tuple[str, ...] = ()  # those of CRITERIA that some run has
 
     @property
     def columns(self) -> list[str]:
-        return [self.metric, *COLUMNS]
+        return [self.metric, *self.criteria, *COLUMNS]
 
 
 def compare(records: Sequence[dict[str, Any]], by: str = "router") -> Comparison:
@@ -136,9 +139,11 @@ def compare(records: Sequence[dict[str, Any]], by: str = "router") -> Comparison
         groups.setdefault(f"dense twin of {record.get(by)}" if record["twin"] else str(record.get(by)), []).append(
             record
         )
-    rows = [_row(name, group, metric) for name, group in groups.items()]
+    criteria = tuple(c for c in CRITERIA if any(c in record for record in done))
+    rows = [_row(name, group, [metric, *criteria, *COLUMNS]) for name, group in groups.items()]
     sign = -1 if done[0]["higher_is_better"] else 1
-    return Comparison(by, metric, sorted(rows, key=lambda row: _order(row.cells[metric][0], sign)), done[0]["unit"])
+    rows = sorted(rows, key=lambda row: _order(row.cells[metric][0], sign))
+    return Comparison(by, metric, rows, done[0]["unit"], criteria)
 
 
 def _order(value: float, sign: int) -> tuple[bool, float]:
@@ -146,10 +151,10 @@ def _order(value: float, sign: int) -> tuple[bool, float]:
     return math.isnan(value), sign * value
 
 
-def _row(name: str, group: list[dict[str, Any]], metric: str) -> Row:
+def _row(name: str, group: list[dict[str, Any]], columns: Sequence[str]) -> Row:
     newest = list({json.dumps(_setting(record), sort_keys=True): record for record in group}.values())
     cells = {}
-    for column in (metric, *COLUMNS):
+    for column in columns:
         values = [math.nan if record.get(column) is None else float(record[column]) for record in newest]
         cells[column] = interval(values)
     settings = [_setting(record) for record in newest]
@@ -182,6 +187,8 @@ def cell(column: str, mean: float, half: float) -> str:
         return count(mean)
     if column == "seconds":
         return f"{mean:.0f} s"
+    if column in CRITERIA:
+        return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
     return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 

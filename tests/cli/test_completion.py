@@ -42,6 +42,9 @@ def home(tmp_path_factory):
     return home
 
 
+HASH = "A fixed expert per vocabulary id, pair of ids or position (Roller et al., 2021)"
+
+
 def environment(home, **more):
     path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
     named = {"HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "40"}
@@ -105,7 +108,9 @@ def test_tab_in_fish(home):
         said = run(home, "fish", "-c", f"complete -C '{text}'").stdout
         return dict(line.partition("\t")[::2] for line in said.splitlines())
 
-    assert offered("moe train router=ha") == {"router=hash": "A fixed expert per vocabulary id (Roller et al., 2021)"}
+    assert offered("moe train router=ha") == {
+        "router=hash": "A fixed expert per vocabulary id, pair of ids or position (Roller et al., 2021)"
+    }
     assert set(offered("moe train trainer.ph")) == {"trainer.phases="}  # its note has brackets, and is longer than 40
     assert set(offered("moe train task.path=bi")) == {"task.path=bin/"}
 
@@ -148,7 +153,7 @@ def words(monkeypatch, line):
 
 def test_the_three_formats(monkeypatch):
     line = "moe train router=ha"
-    note = "A fixed expert per vocabulary id (Roller et al., 2021)"
+    note = HASH
     assert offered(monkeypatch, line, "bash") == "router=hash"
     assert offered(monkeypatch, line, "zsh") == f"""_arguments '*: :(("router=hash":"{note}"))'"""
     assert offered(monkeypatch, line, "fish") == f"router=hash\t{note}"

@@ -150,7 +150,9 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_every_kind_draws_from_its_data_and_nothing_without(tmp_path: Path) -> None:
-    assert list(kinds()) == ["curves", "fit", "labels", "load", "regions"]
+    assert list(kinds()) == [
+        "curves", "film", "fit", "gates", "labels", "likelihood", "load", "regions", "responsibility", "tree",
+    ]  # fmt: skip
     assert all(len(line) > 20 for line in kinds().values())
     whole = [digits(tmp_path / "d"), line(tmp_path / "l"), plane(tmp_path / "p", "classification")]
     paths = [path for run in whole for path in draw_all(run)]

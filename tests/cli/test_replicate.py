@@ -1,0 +1,76 @@
+"""moe replicate: claims listed, run and judged; a claim that fails to run stops no other one."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from moecli.cli import app as application
+from moecli.errors import NumericalFailure
+from moecli.replicate import bench, ensemble, hme_em
+from moecli.replicate.bench import Outcome, Quantity
+
+
+@pytest.fixture
+def moe(monkeypatch, capsys, tmp_path, tiny_run):
+    """Run ``moe ...`` in this process, where no claim trains: (exit code, standard output, standard error)."""
+
+    def outcome(quantity, rule, holds):
+        return lambda bench: bench.made.append(tiny_run) or Outcome([quantity], rule, holds)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "claims", lambda: ["ensemble", "hme_em"])
+    monkeypatch.setattr(ensemble, "replicate", outcome(Quantity("error", 0.25, 0.5), "it is low", True))
+    monkeypatch.setattr(hme_em, "replicate", outcome(Quantity("epochs", bench.NEVER), "it is quick", False))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["moe", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            application.main()
+        return (ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_without_a_name_it_lists_the_claims(moe):
+    code, out, _ = moe("replicate")
+    assert code == 0 and " ensemble  At equal cost" in out and "moe replicate NAME" in out
+    assert set(json.loads(moe("replicate", "--json")[1])) == {"ensemble", "hme_em"}
+
+
+def test_a_verdict_stands_below_the_papers_number(moe):
+    code, out, _ = moe("replicate", "ensemble", "hme_em", "ensemble")
+    assert code == 0  # a claim that does not replicate is a result
+    assert out.count(" replicated: the rule is that it is low") == 1
+    assert re.search(r"^ error +0\.25 +0\.5$", out, re.M) and " did not replicate: the rule is that it is quick" in out
+
+
+def test_results_go_into_a_file(moe, tmp_path):
+    code, out, _ = moe("replicate", "--all", "--json", "--write", tmp_path / "found.json")
+    stored = json.loads((tmp_path / "found.json").read_text())
+    assert code == 0 and set(stored) == set(json.loads(out)) == {"ensemble", "hme_em"}
+    assert stored["ensemble"]["revision"] and "runs" not in stored["ensemble"]
+
+
+def test_what_fails_to_run_stops_no_other_claim(moe, monkeypatch):
+    def broken(bench):
+        raise NumericalFailure("the loss is nan. Lower optimizer.lr")
+
+    monkeypatch.setattr(ensemble, "replicate", broken)
+    code, out, err = moe("replicate", "--all")
+    assert code == 8 and "ensemble: the loss is nan" in err and "did not replicate" in out
+    assert moe("replicate", "ensemble")[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (["hme_m"], "Did you mean hme_em?"),
+        (["ensemble", "--scale", "smok"], "Did you mean scale=smoke?"),
+        (["ensemble", "--all"], "Leave out --all"),
+    ],
+)
+def test_what_there_is_not_is_one_line(moe, words, needle):
+    code, out, err = moe("replicate", *words)
+    assert code == 2 and not out and needle in err and err.count("\n") == 1
