@@ -58,12 +58,17 @@ def combinations() -> list[tuple[str, str, dict]]:
     for router in registry()["router"]:
         variants = VARIANTS.get(router, ({},))
         filters = FILTERS if "mask" in raw_node("router", router) else FILTERS[:1]
-        gates = [gate for gate in registry()["gate"] if matrix.gate_refusal(router, gate) is None]
         found += [(router, "linear", {**v, **f}) for v in variants for f in filters]
-        found += [(router, gate, v) for v in variants for gate in gates if gate != "linear"]
+        found += [(router, gate, v) for v in variants for gate in gates(router) if gate != "linear"]
     unfiltered = [("top_k", {"k": 4}), ("noisy_top_k", {"k": 4}), ("hierarchical", {"k_groups": 2}), ("sinkhorn", {"k": 4}),
                   ("sinkhorn", {"k": 2}), ("top_p", {"p": 0.8, "renormalize": True})]  # fmt: skip
     return [*found, *((router, "linear", options) for router, options in unfiltered)]
+
+
+def gates(router: str) -> list[str]:
+    """Those that the router can use, or the linear one to show that it uses none; gate=tdnn reads no vectors."""
+    fitting = [g for g in registry()["gate"] if g != "tdnn" and matrix.gate_refusal(router, g) is None]
+    return fitting or ["linear"]
 
 
 def test_the_walk_finds_everything():
@@ -166,6 +171,8 @@ SETTINGS = {
     "model=transformer (text)": ["task=text", "model=transformer", "model.dim=8", "model.depth=2", "task.context=8"],
 }
 
+FRAMES = ["task=speakers", "task.tokens=10", "model=layer", "model.head=false", "expert=tdnn", "num_experts=8"]
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
@@ -185,7 +192,9 @@ def test_the_matrix_agrees_with_assembly(router, text):
         group, _, option = column.partition("=")
         extra = {"model": [], "gate": [column], "auxiliary": [f"auxiliary=[{option}]"], "trainer": [column]}[group]
         base = SETTINGS["model=density (real)"] if group == "trainer" else SETTINGS.get(column, SETTINGS[fitting])
-        words = [*base, f"router={router}", *extra]
+        base = FRAMES if column == "gate=tdnn" else base
+        linear = ["gate=linear"] if group == "trainer" and matrix.gate_refusal(router, "linear") is None else []
+        words = [*base, f"router={router}", *linear, *extra]
         words += [f"task.path={text}"] if "task=text" in words else []
         outcome = attempt(words)
         assert (outcome is None) == (refusal is None), f"{words}: matrix {refusal!r}, assembly {outcome!r}"

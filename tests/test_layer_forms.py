@@ -9,6 +9,7 @@ from moecli.experts.feed_forward import FeedForward
 from moecli.experts.identity import Identity
 from moecli.experts.linear import Linear
 from moecli.experts.zero import Zero
+from moecli.gates.linear import Linear as LinearGate
 from moecli.mixture import SHARED_MIXES, MixtureOfExperts
 from moecli.plan import Dense
 from moecli.routers.dense import Dense as DenseRouter
@@ -22,9 +23,10 @@ SMALL = ["task=spirals", "task.rows=60", "num_experts=4", "expert.hidden=8"]
 
 def layer(mix):
     torch.manual_seed(0)
-    gate = torch.nn.Linear(DIM, EXPERTS)
     shared = SHARED_MIXES[mix](Linear(DIM, DIM, 2), DIM)
-    return MixtureOfExperts(DenseRouter(lambda width: gate, EXPERTS), Linear(DIM, DIM, EXPERTS), shared).double()
+    return MixtureOfExperts(
+        DenseRouter(lambda width: LinearGate(DIM, width), EXPERTS), Linear(DIM, DIM, EXPERTS), shared
+    ).double()
 
 
 @pytest.mark.parametrize("mix", SHARED_MIXES)

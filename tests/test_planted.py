@@ -165,7 +165,7 @@ def test_the_oracle_bounds_all(task):
 @pytest.mark.parametrize("task", SETTINGS)
 def test_balanced_routers_are_balanced_where_they_have_learned(task):
     claimed = {router for router in learners(task) if small_router(router).claims(True).balanced}
-    assert claimed == {"dense", "balanced_assignment"} | (
+    assert claimed == {"dense", "catch_up", "balanced_assignment"} | (
         {"expert_choice", "soft_slots"} if task == "regions" else set()
     )
     assert all(found(task, router).busiest == 1 for router in claimed)  # 64 tokens or sequences divide evenly

@@ -58,7 +58,7 @@ def test_every_router_takes_ragged_groups(router, sizes, seed):
 
 # experts a token asks for; None where that differs from token to token
 ASKED = {name: 2 for name in ("top_k", "noisy_top_k", "sigmoid_bias", "group_limited", "hierarchical")} | {
-    "dense": EXPERTS, "random_second": None, "bernoulli": None, "top_p": None,
+    "dense": EXPERTS, "catch_up": EXPERTS, "random_second": None, "bernoulli": None, "top_p": None,
 }  # fmt: skip
 
 

@@ -191,7 +191,7 @@ class InMemory(Task):
         document = part.document[index] if len(part.document) else index
         labels = {name: label[index] for name, label in part.labels.items()}
         weight = None if part.weight is None else part.weight[index]
-        row = index + sum(self.sizes[before] for before in SPLITS[: SPLITS.index(split)])
+        row = torch.as_tensor(index) + sum(self.sizes[before] for before in SPLITS[: SPLITS.index(split)])
         return Batch(part.x[index], part.target[index], labels, document, row, weight)
 
     def chance(self, split: str) -> dict[str, float]:

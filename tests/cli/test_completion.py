@@ -202,6 +202,7 @@ def test_every_word_that_is_offered_is_a_value_of_its_type():
 @pytest.mark.parametrize("command", ["eval", "show", "predict", "plot", "compare", "train --resume"])
 def test_runs_are_offered(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOE_RUNS", raising=False)
     for name in ("a/20260101T000000-aaaa", "b/20260102T000000-bbbb"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.json").write_text("{}")

@@ -24,6 +24,7 @@ FORMS: list[tuple[str, int, dict[str, Any]]] = [
     ("argmax", 4, {}),
     ("balanced_assignment", 4, {}),
     ("bernoulli", 4, {}),
+    ("catch_up", 4, {}),
     ("dense", 5, {}),
     ("expert_choice", 4, {}),
     ("expert_choice", 3, {"capacity_factor": 1.2, "group": "batch"}),

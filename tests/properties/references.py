@@ -218,7 +218,7 @@ def top_p(t: Tokens, e: int, training: bool, p: float = 0.4, renormalize: bool =
 
 
 REFERENCES: dict[str, Reference] = {
-    "argmax": argmax, "bernoulli": bernoulli, "dense": dense, "expert_choice": expert_choice,
+    "argmax": argmax, "bernoulli": bernoulli, "catch_up": dense, "dense": dense, "expert_choice": expert_choice,
     "group_limited": group_limited, "hash": hashed, "hierarchical": hierarchical, "noisy_top_k": noisy_top_k,
     "oracle": oracle, "random_second": random_second, "sampled": sampled, "sigmoid_bias": sigmoid_bias,
     "sinkhorn": sinkhorn, "straight_through": straight_through, "top_k": top_k, "top_p": top_p,

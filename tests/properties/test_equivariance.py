@@ -198,7 +198,7 @@ def given_gates_options(name: str) -> dict[str, Any]:
 
 # -- who is not chosen ---------------------------------------------------------------------------------
 
-SPARSE = [form for form in FORMS if form[0] not in ("dense", "soft_slots")]
+SPARSE = [form for form in FORMS if form[0] not in ("dense", "catch_up", "soft_slots")]
 
 
 @pytest.mark.parametrize(("name", "e", "options"), SPARSE)

@@ -349,7 +349,9 @@ def descended(objective: Objective, name: str, options: dict, parts: list[Tokens
     for part in parts:
         x = part.x.detach().requires_grad_()
         target = torch.zeros(len(x), 1, dtype=F64)
-        found = objective(output_of(name, options, with_x(part, x)), target, len(x) / n, whole or None)["total"]
+        found = objective(output_of(name, options, with_x(part, x)), target, share=len(x) / n, whole=whole or None)[
+            "total"
+        ]
         total += found.item()
         grads.append(torch.autograd.grad(found, x)[0])
     return total, torch.cat(grads)
@@ -380,7 +382,7 @@ def test_the_objective_weighs_terms_averages_layers_and_leaves_idle_ones_out():
     assert torch.allclose(found["loss"], task) and torch.allclose(found["balance"], balance)
     assert torch.allclose(found["z"], z) and torch.allclose(found["total"], task + 0.5 * balance + 2 * z)
     third = Objective(NegativeLogLikelihood(), terms, idle)(
-        Output(t.x[:, :1], layers), torch.zeros(5, 1, dtype=F64), 0.25
+        Output(t.x[:, :1], layers), torch.zeros(5, 1, dtype=F64), share=0.25
     )
     assert torch.allclose(third["total"], found["total"] / 4) and torch.allclose(third["z"], z)
 

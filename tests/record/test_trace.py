@@ -123,3 +123,36 @@ def test_nothing_is_unpickled(tmp_path):
     np.savez(folder / "usage-00000000.npz", step=np.array([object()], dtype=object))
     with pytest.raises(ArtifactError, match="allow_pickle"):
         TraceReader(tmp_path).usage("layer0")
+
+
+def filmed(folder, last):
+    """A trace whose gate prefers expert ``step % 3`` everywhere, filmed up to step ``last``."""
+    film = Trace(folder)
+    for step in range(last):
+        if film.frame_is_due(step):
+            film.frame(step, torch.eye(3)[[step % 3] * 4])
+    return film
+
+
+def test_frames_come_ever_more_rarely_and_say_who_was_preferred(tmp_path):
+    filmed(tmp_path, 1000)
+    frames = TraceReader(tmp_path).frames()
+    steps = [step for step, _ in frames]
+    assert steps[:6] == [0, 1, 2, 3, 5, 7] and 15 <= len(steps) <= 25
+    assert all((frame["expert"] == step % 3).all() and (frame["prob"] == 1).all() for step, frame in frames)
+
+
+def test_a_film_goes_on_where_it_was_rewound_to(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    filmed(tmp_path / "whole", 300)
+    filmed(tmp_path / "cut", 200).rewind(50)
+    assert max(step for step, _ in TraceReader(tmp_path / "cut").frames()) < 50  # the control: it was cut
+    filmed(tmp_path / "cut", 300)
+    whole, cut = (TraceReader(tmp_path / name).frames() for name in ("whole", "cut"))
+    assert [step for step, _ in whole] == [step for step, _ in cut]
+
+
+def test_relabelling_renames_the_experts_of_a_film(tmp_path):
+    filmed(tmp_path, 3).relabel("layer0", torch.tensor([2, 0, 1]))  # what was e2 is e0
+    assert [int(frame["expert"][0]) for _, frame in TraceReader(tmp_path).frames()] == [1, 2, 0]
