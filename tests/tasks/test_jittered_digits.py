@@ -12,7 +12,7 @@ from moecli.errors import DataError
 from moecli.tasks.jittered_digits import PLACES, JitteredDigits, place, placed
 from moecli.tasks.task import SPLITS
 
-MNIST = Path("/work/shared/data/mnist")
+MNIST = Path(__file__).resolve().parents[3] / "shared/data/mnist"
 
 
 @pytest.fixture(scope="module")

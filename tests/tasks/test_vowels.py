@@ -12,7 +12,7 @@ from moecli.tasks.formants import FORMANTS, MEANS, REPETITION, SPEAKERS, VOICE, 
 from moecli.tasks.task import SPLITS, three_way
 from moecli.tasks.vowels import Vowels
 
-SURVEY = Path("/work/shared/data/peterson_barney_1952.csv")
+SURVEY = Path(__file__).resolve().parents[3] / "shared/data/peterson_barney_1952.csv"
 real = pytest.mark.skipif(not SURVEY.exists(), reason=f"{SURVEY} is not here: the survey itself is no part of moecli")
 
 
