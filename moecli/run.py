@@ -633,15 +633,20 @@ def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str
     }
 
 
+def _grid(built: Built) -> torch.Tensor | None:
+    """Points over the task's line or plane; None for routers that must be told of a token what no point of a grid has."""
+    grid = built.task.grid()
+    told = any("known" in layer.router.needs for layer in built.model.mixtures.values())
+    return None if grid is None or told else grid.to(built.device)
+
+
 @torch.no_grad()
 def _surface(built: Built, folder: Path) -> None:
     """What the mixture, its gate and each expert say over the task's grid, for pictures."""
-    grid = built.task.grid()
-    told = any("known" in layer.router.needs for layer in built.model.mixtures.values())
-    if grid is None or told:  # a grid's points are no tokens of the task
+    grid = _grid(built)
+    if grid is None:
         return
     built.model.eval()
-    grid = grid.to(built.device)
     output = built.model(grid)
     probs = next(iter(output.routings.values())).probs
     alone = built.model.experts_alone(grid)
@@ -667,11 +672,11 @@ def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
 @torch.no_grad()
 def _responsibilities(built: Built, folder: Path) -> None:
     """Which expert made each test row, as a mixture of densities sees it; with the rows where they can be drawn."""
-    test = built.task.batch("test", torch.arange(min(built.task.sizes["test"], MOST_ROWS)))
     if "mixture" not in built.model.gives:
         return
-    prediction = built.model.eval()(test.x.to(built.device)).prediction
-    arrays = {"resp": prediction.responsibilities(test.target.to(built.device))}
+    test = built.task.batch("test", torch.arange(min(built.task.sizes["test"], MOST_ROWS))).to(built.device)
+    prediction = built.model.eval()(test.x, test.known).prediction
+    arrays = {"resp": prediction.responsibilities(test.target)}
     if test.x.ndim == 2 and test.x.shape[1] <= 2:
         arrays |= {"x": test.x, "target": test.target}
     _write_arrays(folder / "routing" / "responsibilities.npz", arrays)
@@ -679,14 +684,14 @@ def _responsibilities(built: Built, folder: Path) -> None:
 
 def _gate_over_grid(built: Built) -> Callable[[], torch.Tensor] | None:
     """What the first gate believes over a task's plane, (M, E), whenever it is called; None without a plane."""
-    grid = built.task.grid()
+    grid = _grid(built)
     if grid is None or grid.shape[1] != 2 or not built.model.mixtures:
         return None
 
     @torch.no_grad()
     def look() -> torch.Tensor:
         training = built.model.training
-        probs = next(iter(built.model.eval()(grid.to(built.device)).routings.values())).probs
+        probs = next(iter(built.model.eval()(grid).routings.values())).probs
         built.model.train(training)
         return probs
 
