@@ -428,7 +428,10 @@ def load_yaml(written: str) -> Any:
             raise ValueError(f"line {event.start_mark.line + 1} has an alias. Write what it stands for")
         if depth > MOST_DEPTH:
             raise ValueError(f"line {event.start_mark.line + 1} lies more than {MOST_DEPTH} levels deep")
-    return yaml.load(written, Loader=loader)
+    try:
+        return yaml.load(written, Loader=loader)
+    except AttributeError as error:  # what PyYAML raises for `!!timestamp x`
+        raise ValueError(f"a value is not of the type that its tag names ({error})") from error
 
 
 @cache
@@ -846,13 +849,7 @@ def read(file: Path) -> Config:
         if file.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         config = load_yaml(file.read_text(encoding="utf-8"))
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:  # AttributeError: !!timestamp x
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         said = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ArtifactError(f"{file}: cannot be read as a configuration ({said}). {GIVE}") from error
     if not isinstance(config, dict) or not _whole(config):
