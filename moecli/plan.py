@@ -255,3 +255,8 @@ class Slots:
 
 
 Plan = Dense | Sparse | Slots
+
+
+def even_shares(number: int, shares: int) -> list[int]:
+    """Counts that differ by at most one; the first take what is left over."""
+    return [number // shares + (e < number % shares) for e in range(shares)]

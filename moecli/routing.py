@@ -96,12 +96,11 @@ def counted(asked: Plan, served: Plan) -> tuple[Tensor, Tensor]:
     return asked.weights.detach().sum(0), served.weights.detach().sum(0)
 
 
-def by_rank(plan: Plan) -> Tensor:
+def by_rank(plan: Plan, num_experts: int) -> Tensor:
     """How many edges are some token's first, second, ... choice: (E,) int64, zero where a plan has no edges."""
-    num_experts = plan.weights.shape[1]
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=plan.groups.counts.device)
     if not isinstance(plan, Sparse):
-        return plan.weights.new_zeros(num_experts, dtype=torch.int64)
-    counts = plan.choice.new_zeros(num_experts)
+        return counts
     return counts.index_add(0, plan.choice.clamp_max(num_experts - 1), torch.ones_like(plan.choice))
 
 
@@ -136,7 +135,7 @@ class Routing:
         first = probs.new_zeros(e, dtype=torch.int64)
         first = first.index_add(0, probs.argmax(-1), torch.ones_like(self.example))
         mass = self.plan.weights.detach().sum(0)
-        ranks = torch.stack([by_rank(self.asked), by_rank(self.plan)])
+        ranks = torch.stack([by_rank(self.asked, e), by_rank(self.plan, e)])
         return Usage(*counted(self.asked, self.plan), ranks, first, mass, entropy(probs).sum(), len(probs))
 
 

@@ -556,7 +556,8 @@ def exact_layer(model: Model, folder: Path, step: int) -> MixtureDensity | None:
         return None
     layer = copy.deepcopy(found).cpu().double().eval()
     tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{step:08d}")
-    checkpoint.restore(layer, tensors.get("em", {}) or layer.state_dict(), str(folder))
+    if "em" in tensors:
+        checkpoint.restore(layer, tensors["em"], str(folder))
     return layer
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moecli.kernels import products
+
 RIDGES = (1e-10, 1e-6, 1e-2)  # of the scaled Gram matrix; the next one where the factorisation breaks down
 AT_ONCE = 2**20  # numbers of the table of products; a larger one leaves the cache
 
@@ -65,16 +67,3 @@ def normal_equations(x: Tensor, z: Tensor, w: Tensor) -> Normal:
     cross = x.mT @ (w * z).flatten(1)  # (P, E Y)
     e, y = z.shape[1:]
     return Normal(gram.permute(2, 0, 1).reshape(e, -1, p, p), cross.mT.reshape(e, y, p))
-
-
-def products(columns: Tensor) -> Tensor:
-    """Each column times itself and those after it: (P, N) -> (P (P + 1) / 2, N), as ``triu_indices`` orders them.
-
-    One slice at a time: gathering both factors first takes three times as long.
-    """
-    p, n = columns.shape
-    table, start = columns.new_empty(p * (p + 1) // 2, n), 0
-    for i in range(p):
-        torch.mul(columns[i:], columns[i], out=table[start : start + p - i])
-        start += p - i
-    return table

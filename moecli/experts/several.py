@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moecli.errors import UsageError
 from moecli.experts.experts import Experts
-from moecli.plan import Groups, Plan
+from moecli.plan import Groups, Plan, even_shares
 from moecli.types import PositiveInt
 
 
@@ -28,7 +28,7 @@ class Several(Experts):
         counts: list[PositiveInt] | None = None,
     ):
         super().__init__()
-        counts = counts or _even_shares(num_experts, len(kinds))
+        counts = counts or even_shares(num_experts, len(kinds))
         if len(counts) != len(kinds) or sum(counts) != num_experts:
             raise UsageError(
                 f"expert.counts={counts}: {len(kinds)} kinds ({', '.join(kinds)}) need one count each, together "
@@ -59,7 +59,3 @@ class Several(Experts):
     def twin(self, flops: float) -> Experts:
         """Of the dearest kind, which can hold what the others can."""
         return max(self.kinds, key=lambda kind: kind.flops()).twin(flops)
-
-
-def _even_shares(num_experts: int, kinds: int) -> list[int]:
-    return [num_experts // kinds + (kind < num_experts % kinds) for kind in range(kinds)]

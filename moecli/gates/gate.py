@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moecli.kernels import descend
 
 
 class Gate(nn.Module):
@@ -35,26 +36,13 @@ class Gate(nn.Module):
         x (N, D), resp (N, E) non-negative; rows may sum to less than one (a tree's branches).
         Default: L-BFGS with a strong Wolfe line search, undone if the sum did not rise.
         """
-        params = [p for p in self.parameters() if p.requires_grad]
-        before = [p.detach().clone() for p in params]
-        optimizer = torch.optim.LBFGS(params, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
-        def loss() -> Tensor:
-            return -(resp * self(x).log_softmax(-1)).sum() / resp.sum().clamp_min(1e-12)
+        def loss(use: Callable[[Tensor], object]) -> float:
+            value = -(resp * self(x).log_softmax(-1)).sum() / resp.sum().clamp_min(1e-12)
+            use(value)
+            return value.item()
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            value = loss()
-            value.backward()
-            return value
-
-        with torch.enable_grad():
-            start = float(optimizer.step(closure).detach())
-        with torch.no_grad():
-            if not float(loss()) <= start:
-                for p, old in zip(params, before, strict=True):
-                    p.copy_(old)
-        optimizer.zero_grad()
+        descend([p for p in self.parameters() if p.requires_grad], loss, steps)
 
     def reading(self, columns: Sequence[int]) -> Gate:
         """This gate, built for ``len(columns)`` features, over those columns of x."""

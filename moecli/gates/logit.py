@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moecli.kernels import products
+
 PRIOR = 1e-10  # ridge on standardised coefficients, per unit of responsibility: separable log-odds stop near 20
 CHUNK = 2**17  # numbers in a chunk's widest table
 HALVINGS = 40
@@ -104,16 +106,3 @@ class Logit:
 def against_last(logits: Tensor) -> Tensor:  # (E - 1, N) -> (E, N)
     """Logits against the last expert's, its own zero added."""
     return F.pad(logits, (0, 0, 0, 1))
-
-
-def products(rows: Tensor) -> Tensor:
-    """Each row times itself and those after it: (F, N) -> (F (F + 1) / 2, N), as ``triu_indices`` orders them.
-
-    One slice at a time: gathering both factors first takes three times as long.
-    """
-    p, n = rows.shape
-    table, start = rows.new_empty(p * (p + 1) // 2, n), 0
-    for i in range(p):
-        torch.mul(rows[i:], rows[i], out=table[start : start + p - i])
-        start += p - i
-    return table

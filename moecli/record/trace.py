@@ -72,12 +72,11 @@ class Trace:
         """Let expert ``order[e]`` (E,) of the usage and frames so far be expert e."""
         self.flush()
         for file in (self.folder / layer).glob("usage-*.npz"):
-            with np.load(file, allow_pickle=False) as arrays:
-                by_expert = {n: arrays[n][:, order.numpy()] if arrays[n].ndim == 2 else arrays[n] for n in arrays.files}
-            write_arrays(file, by_expert)
+            arrays = read_arrays(file)
+            write_arrays(file, {n: a[:, order.numpy()] if a.ndim == 2 else a for n, a in arrays.items()})
         for file in self.folder.glob("frame-*.npz"):
-            with np.load(file, allow_pickle=False) as arrays:
-                write_arrays(file, {**arrays, "expert": order.argsort().short().numpy()[arrays["expert"]]})
+            arrays = read_arrays(file)
+            write_arrays(file, {**arrays, "expert": order.argsort().short().numpy()[arrays["expert"]]})
 
     def tokens(self, step: int, split: str, layer: str, seen: list[dict[str, np.ndarray]]) -> None:
         """``seen`` are the parts that ``assignments`` made of each batch."""

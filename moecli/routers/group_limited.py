@@ -11,7 +11,7 @@ from torch import Tensor
 from moecli.errors import UsageError
 from moecli.gates.gate import Gate
 from moecli.plan import Sparse
-from moecli.routers.top_k import check_k
+from moecli.routers.top_k import check_graded, check_k
 from moecli.routing import GroupedRouting, Router, Tokens
 from moecli.types import PositiveFloat, PositiveInt
 
@@ -38,11 +38,7 @@ class GroupLimited(Router):
     ):
         super().__init__(**filters)
         check_groups(num_experts, groups, limit, k)
-        if k == 1 and renormalize and num_experts > 1:
-            raise UsageError(
-                "router.k=1 with router.renormalize=true: the one weight is the constant 1, so no gradient reaches "
-                "the gate and it never learns. Set router.renormalize=false, or router.k=2"
-            )
+        check_graded(k, num_experts, renormalize)
         self.gate, self.k, self.choices = gate(num_experts), k, k
         self.groups, self.limit, self.renormalize, self.scale = groups, limit, renormalize, scale
         everyone = k == num_experts

@@ -41,11 +41,7 @@ class TopK(Router):
     ):
         super().__init__(**filters)
         check_k(k, num_experts)
-        if k == 1 and renormalize and num_experts > 1:
-            raise UsageError(
-                "router.k=1 with router.renormalize=true: the one weight is the constant 1, so no gradient reaches "
-                "the gate and it never learns. Set router.renormalize=false, or router.k=2"
-            )
+        check_graded(k, num_experts, renormalize)
         self.gate, self.k, self.renormalize, self.choices = gate(num_experts), k, renormalize, k
         self.scale, self.jitter, self.noise = scale, jitter, noise
         self.gives = Router.gives | {"noise"} if noise else Router.gives
@@ -86,4 +82,13 @@ def check_k(k: int, num_experts: int) -> None:
     if k > num_experts:
         raise UsageError(
             f"router.k={k}: there are only {num_experts} experts to choose from. Lower router.k or raise num_experts"
+        )
+
+
+def check_graded(k: int, num_experts: int, renormalize: bool) -> None:
+    """Raises UsageError for one choice renormalised: its weight is a constant, so the gate would never learn."""
+    if k == 1 and renormalize and num_experts > 1:
+        raise UsageError(
+            "router.k=1 with router.renormalize=true: the one weight is the constant 1, so no gradient reaches "
+            "the gate and it never learns. Set router.renormalize=false, or router.k=2"
         )

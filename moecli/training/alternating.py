@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from moecli.errors import Interrupted, NumericalFailure, UsageError
 from moecli.experts.workers import Pool, Stopped
 from moecli.mixture import Mixture, MixtureDensity, Output
-from moecli.plan import Sparse
+from moecli.plan import Sparse, even_shares
 from moecli.record import checkpoint
 from moecli.record.checkpoint import Saved
 from moecli.routing import Tokens
 from moecli.tasks.task import generator, order
-from moecli.training.assignment import even_shares
 from moecli.training.evidence import locations
 from moecli.training.gradient import Best, Job, Judge, restore_random_state
 from moecli.training.stop import Stop, listening
@@ -132,13 +131,13 @@ class _Run(Judge):
 
     def _go_on(self, saved: Saved) -> None:
         """Everything as it was when the checkpoint was written."""
-        checkpoint.restore(self.job.model, saved.tensors["model"], str(self.job.record.folder))
-        restore_random_state(saved.tensors["random"])
-        self.part = saved.tensors["alternating"]["part"].clone()
-        self.settled = bool(saved.tensors["alternating"]["settled"])
-        best_step, value = saved.state["best"]
-        self.best = Best(best_step, math.nan if value is None else value)
-        self.job.record.rewind(saved.step, saved.state["position"])
+        source = str(self.job.record.folder)
+        checkpoint.restore(self.job.model, saved.tensors["model"], source)
+        with checkpoint.complete(source):
+            restore_random_state(saved.tensors["random"])
+            self.part = saved.tensors["alternating"]["part"].clone()
+            self.settled = bool(saved.tensors["alternating"]["settled"])
+            self.recall(saved)
 
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
         super().save(step, alternating={"part": self.part, "settled": torch.tensor(self.settled)}, **more)

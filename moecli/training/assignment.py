@@ -10,11 +10,6 @@ LOWEST = -1e100  # stands for minus infinity
 TIED = 1e-12  # of the largest score: costs that differ by less are rounding
 
 
-def even_shares(num_rows: int, num_experts: int) -> list[int]:
-    """Counts that differ by at most one; the first experts take what is left over."""
-    return [num_rows // num_experts + (e < num_rows % num_experts) for e in range(num_experts)]
-
-
 def assign(score: Tensor, counts: list[int]) -> Tensor:
     """The expert of each row, expert e taking ``counts[e]`` rows: score (N, E) -> (N,) int64.
 

@@ -203,10 +203,10 @@ class Precise(Judge):
 
     def go_on(self, saved: Saved) -> None:
         """Everything as it was when the checkpoint was written."""
-        checkpoint.restore(self.layer, saved.tensors["em"], str(self.job.record.folder))
-        best_step, value = saved.state["best"]
-        self.best = Best(best_step, math.nan if value is None else value)
-        self.job.record.rewind(saved.step, saved.state["position"])
+        source = str(self.job.record.folder)
+        with checkpoint.complete(source):
+            checkpoint.restore(self.layer, saved.tensors["em"], source)
+            self.recall(saved)
 
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
         self._hand_over()

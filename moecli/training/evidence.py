@@ -12,8 +12,9 @@ from torch.nn.functional import one_hot
 
 from moecli.mixture import MixtureDensity, together
 from moecli.models.layer import expert_table
+from moecli.plan import even_shares
 from moecli.routing import Tokens, Usage
-from moecli.training.assignment import assign, even_shares
+from moecli.training.assignment import assign
 
 AT_ONCE = 2**20  # numbers of one piece's largest table
 

@@ -123,6 +123,13 @@ class Judge:
         job.record.evaluated(step, "valid", found.metrics, note)
         self.save(step)
 
+    def recall(self, saved: Saved) -> None:
+        """What was best, and the record cut to where it stood."""
+        best_step, value = saved.state["best"]
+        self.best = Best(int(best_step), math.nan if value is None else float(value))
+        self.since_best = int(saved.state["since_best"])
+        self.job.record.rewind(saved.step, saved.state["position"])
+
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
         record, best = self.job.record, self.best
         tensors = {"model": self.job.model.state_dict(), "random": random_state(), **more}
@@ -175,10 +182,7 @@ class _Loop(Judge):
         with checkpoint.complete(source):
             checkpoint.restore_optimizer(self.optimizer, saved.tensors["optimizer"], source)
             restore_random_state(saved.tensors["random"])
-            best_step, value = saved.state["best"]
-            self.best = Best(int(best_step), math.nan if value is None else float(value))
-            self.since_best = int(saved.state["since_best"])
-            self.job.record.rewind(saved.step, saved.state["position"])
+            self.recall(saved)
         begun = [start for start in self.plan.phases if start < saved.step]
         if begun:
             _thaw(self.job.model, self.plan.phases[max(begun)])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moecli.families.family import Statistics
+from moecli.kernels import descend
 from moecli.mixture import MixtureDensity
 from moecli.training.evidence import locations, pieces
 
@@ -78,26 +79,16 @@ def add(parts: Any) -> Any:
 
 def climb(layer: MixtureDensity, x: Tensor, y: Tensor, resp: Tensor, steps: int) -> None:
     """Some steps of L-BFGS on the experts' part of the likelihood, undone if it did not rise."""
-    parameters = [p for p in layer.experts.parameters() if p.requires_grad]
-    old, rows = [p.detach().clone() for p in parameters], resp.sum().clamp_min(1e-12)
-    optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+    rows = resp.sum().clamp_min(1e-12)
 
-    def loss(step: Callable[[Tensor], Any]) -> float:
-        """The mean of -log p, piece by piece; ``step`` sees each piece's part."""
+    def loss(use: Callable[[Tensor], object]) -> float:
+        """The mean of -log p, piece by piece."""
         total = 0.0
         for xs, ys, share in pieces(layer, x, y, resp):
             part = -(share * torch.where(share > 0, layer.family.log_prob(locations(layer, xs), ys), 0.0)).sum() / rows
-            step(part)
+            use(part)
             total += part.item()
         return total
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        return loss(lambda part: part.backward())
-
-    with torch.enable_grad():
-        start = float(optimizer.step(closure))
-    if not loss(lambda part: None) <= start:
-        for parameter, value in zip(parameters, old, strict=True):
-            parameter.data.copy_(value)
+    descend([p for p in layer.experts.parameters() if p.requires_grad], loss, steps)
     layer.zero_grad()

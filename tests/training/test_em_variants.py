@@ -21,9 +21,10 @@ from moecli.config import build, option_node
 from moecli.errors import Interrupted, NumericalFailure, UsageError
 from moecli.experts.linear import Linear
 from moecli.mixture import MixtureDensity
+from moecli.plan import even_shares
 from moecli.record import checkpoint
 from moecli.run import resume, train
-from moecli.training.assignment import assign, even_shares
+from moecli.training.assignment import assign
 from moecli.training.em import Ascent, Em, em_step, scattered
 from moecli.training.evidence import VARIANTS, observe
 from moecli.training.maximise import maximise
