@@ -108,6 +108,28 @@ def test_with_a_constant_gate_we_reach_mixtools_regression_mixture():
     assert log_likelihood < R["flexmix"]["log_likelihood"] - ROWS * 0.1  # the control: a gate is worth something
 
 
+def test_two_gated_lines_end_no_lower_than_mixtools_hme():
+    two = torch.stack([START[:, 0], 1 - START[:, 0]], 1)
+    layer = MixtureDensity(
+        Dense(gate=lambda e: LinearGate(1, e), num_experts=2), Linear(1, 1, 2), Gaussian(1, 2)
+    ).double()
+    x = X[:, :1]
+    maximise(layer, x, Y, two, observe(layer, x, Y).density)
+    for parameter in layer.router.gate.parameters():
+        torch.nn.init.zeros_(parameter)  # hmeEM begins with even odds
+    start = -ROWS * observe(layer, x, Y).nll
+    for _ in range(400):
+        em_step(layer, x, Y)
+    log_likelihood = -ROWS * observe(layer, x, Y).nll
+    # mixtools' gate steps divide by the variance p (1 - p) where Newton's multiply: too short, so it stops before the top
+    assert R["hmeEM"]["log_likelihood"] - 1e-6 <= log_likelihood < R["hmeEM"]["log_likelihood"] + 0.2
+    assert start < R["hmeEM"]["log_likelihood"] - 10  # the control: there was a way to go
+    assert coefficients(layer) == pytest.approx(np.array(R["hmeEM"]["coef"]), abs=2e-2)
+    odds = layer.router.gate.linear
+    gate = torch.cat([odds.bias[:1] - odds.bias[1:], (odds.weight[0] - odds.weight[1])])
+    assert gate.detach().numpy() == pytest.approx(np.array(R["hmeEM"]["gate"]), abs=0.2)
+
+
 def test_a_direct_optimiser_from_the_same_start_reaches_the_same_likelihood():
     layer, direct = (started(Gaussian(1, EXPERTS), linear_gate) for _ in range(2))
     parameters = list(direct.parameters())
