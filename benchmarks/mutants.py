@@ -34,6 +34,7 @@ KILLERS = {  # by the beginning of a file's name: the tests that see it, the qui
         "properties/equivariance",
     ],
     "moecli/routers/(sigmoid)": ["properties/weights", "properties/layers", "properties/gradients"],
+    "moecli/routers/catch_up": ["routers/catch_up", "properties/weights", "properties/policies"],
     "moecli/routers": ["properties/weights", "properties/policies", "properties/gradients", "properties/equivariance"],
     "moecli/routing": ["properties/capacity", "properties/weights", "routing"],
     "moecli/plan": ["properties/weights", "properties/capacity", "plan", "mixture"],

@@ -223,7 +223,8 @@ PART = (config.conf_root() / "router" / "top_k.yaml").read_text().replace("defau
 BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))])
 BROKEN = {
     "tab": f"{PART}\tx: 1\n", "a key twice": f"{PART}k: 3\n", "a tag": f"{PART}x: !!python/object/apply:os.system [ls]\n",
-    "a tag that lies": f"{PART}x: !!timestamp x\n", "an alias bomb": f"{PART}{BOMB}\n", "a merge": f"b: &b {{k: 3}}\n<<: *b\n{PART}", "a list": "- x\n", "nothing": "",
+    "a tag that lies": f"{PART}x: !!timestamp x\n",
+    "an alias bomb": f"{PART}{BOMB}\n", "a merge": f"b: &b {{k: 3}}\n<<: *b\n{PART}", "a list": "- x\n", "nothing": "",
     "a text": "hello", "a null byte": f"{PART}\0", "latin-1": f"{PART}x: é".encode("latin-1"), "depth": f"{PART}x: {'[' * 5000}",
     "a key that is no text": f"{PART}1: 2\n", "a target that is none": PART.replace("moecli.routers.top_k.TopK", "[a]"),
     "defaults that are none": f"{PART}defaults: 3\n", "advice that is none": f"{PART}recommends: 3\n",

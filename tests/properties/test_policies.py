@@ -112,9 +112,11 @@ def test_the_baseline_is_the_mean_of_the_other_examples():
     loss, example = torch.tensor([1.0, 1.0, 4.0, 10.0], dtype=F64), torch.tensor([5, 5, 2, 9])
     assert others(loss, example).tolist() == [7.0, 7.0, 5.5, 2.5]
     assert others(loss[:2], example[:2]).tolist() == [0.0, 0.0]  # no other
-    x = torch.zeros(2, dtype=F64, requires_grad=True)
-    routing = given_gates("sampled", EXPERTS)(picked(tokens([2], 0), torch.arange(2)))
+    x = torch.full((2,), 3.0, dtype=F64, requires_grad=True)
+    routing = given_gates("sampled", EXPERTS)(tokens([1, 1], 0))
     assert not Reinforce().value(routing, x).requires_grad  # the loss itself is no path
+    assert Reinforce().value(routing, x) == 0  # all fared alike, so no decision was better than the others
+    assert Reinforce().value(routing, x * torch.tensor([1, 2])) != 0
 
 
 def test_the_bias_of_straight_through_is_what_theory_says():
