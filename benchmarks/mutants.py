@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MUTATED = ("moecli/plan.py", "moecli/routing.py", "moecli/routers/*.py", "moecli/losses/*.py")
 KILLERS = {  # by the beginning of a file's name: the tests that see it, the quickest killers first
+    "moecli/losses/(blend|expected|joint|nll)": ["families/objectives", "losses"],
     "moecli/losses": ["properties/terms", "properties/policies", "losses"],
     "moecli/routers/(hash|oracle|replay)": ["properties/tables", "properties/weights", "properties/capacity"],
     "moecli/routers/(balanced|sinkhorn|expert)": [

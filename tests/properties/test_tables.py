@@ -281,6 +281,15 @@ def test_a_recorded_plan_is_served_to_the_token_it_is_of(tmp_path):
     assert plan.choice[(plan.token == 2) & (plan.expert == 0)].item() == 0  # the heavier comes first
 
 
+def test_what_a_plan_believes_sums_to_one_where_its_weights_do_not(tmp_path):
+    weight = np.array([[0.5, 0.25], [0.2, 0.0], [1.5, 0.5]], dtype=np.float32)
+    expert = np.array([[0, 2], [1, -1], [2, 1]], dtype=np.int16)
+    np.savez(tmp_path / "plan.npz", expert=expert[None], weight=weight[None])
+    routing = given_gates("replay", 3, path=str(tmp_path / "plan.npz"))(picked(tokens([3], 0), torch.arange(3)))
+    assert torch.allclose(routing.plan.weights.sum(-1), torch.tensor([0.75, 0.2, 2.0], dtype=F64))
+    assert torch.allclose(routing.probs, routing.plan.weights / routing.plan.weights.sum(-1, keepdim=True))
+
+
 def test_a_shuffled_plan_keeps_every_load_and_breaks_the_match(tmp_path):
     draw = np.random.default_rng(0)
     path = written(tmp_path, draw.integers(0, 4, (1, 40, 1)), np.ones((1, 40, 1)))
