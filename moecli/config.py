@@ -702,14 +702,20 @@ def _value(key: str, value: Any, option: Option, where: str) -> Any:
         raise UsageError(f"{key}: a value is needed. Add {key}=...")
     try:
         if isinstance(value, bool) and option.type is not bool and bool not in getattr(option.type, "__args__", ()):
-            TypeAdapter(option.type).validate_python(str(value))
-        return TypeAdapter(option.type).validate_python(value)
+            _adapter(option.type).validate_python(str(value))
+        return _adapter(option.type).validate_python(value)
     except ValidationError as error:
         said = _said(error.errors()[-1])
         default = "" if option.default is REQUIRED else f" (default {option.default})"
         raise UsageError(
             f"{key}={shown(value)} ({where.rsplit('.', 1)[-1]}): {said}. Give another value{default}"
         ) from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Making one takes ten times what it then takes to check a value."""
+    return TypeAdapter(kind)
 
 
 def _said(error: Any) -> str:
