@@ -8,6 +8,7 @@ constructor.  ``build`` turns a node of that dictionary into the part.
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -40,6 +41,7 @@ _plugins: list[Path] = []
 # -- where parts are found ---------------------------------------------------------------------
 
 
+@cache
 def conf_root() -> Path:
     """conf/ lies in the package in a wheel, and beside it in a checkout."""
     packaged = Path(str(files("moecli"))) / "conf"
@@ -399,7 +401,16 @@ def _one(option: Any, group: str) -> str:
 
 
 def _yaml(file: Path) -> Config:
-    """A file of conf/.  Raises ArtifactError where it is none, as a plugin's may be."""
+    """A file of conf/, parsed once as long as it stays the same.  Raises ArtifactError where it is none, as a plugin's may be."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise ArtifactError(f"{file}: {error}. Mend this file of a part") from error
+    return copy.deepcopy(_parsed(file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+
+
+@cache
+def _parsed(file: Path, *stamp: int) -> Config:
     import yaml
 
     try:
