@@ -170,14 +170,14 @@ def naive(liking: np.ndarray, capacity: int, cap: int) -> np.ndarray:
     return found.x.reshape(n, e)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_capped_plan_solves_its_program(seed):
+@pytest.mark.parametrize(("seed", "capacity", "cap"), [(0, 2, 2), (1, 2, 2), (2, 2, 2), (0, 1, 1), (1, 3, 2)])
+def test_the_capped_plan_solves_its_program(seed, capacity, cap):
     """At a temperature of 0.2 the optimum is smooth: Dykstra's projections and a general solver agree."""
     liking = values(1, 5 * 3, seed, 1.0).view(1, 5, 3).softmax(-1)
-    plan = capped(liking, torch.tensor([2]), 2, temperature=0.2, rounds=3_000).exp()[0]
-    assert torch.allclose(plan.sum(0), torch.full((3,), 2.0, dtype=F64), atol=1e-4)
-    assert (plan.sum(1) <= 2 + 1e-4).all() and (plan <= 1 + 1e-4).all() and (plan >= 0).all()
-    assert np.allclose(plan.numpy(), naive(liking[0].numpy(), 2, 2), atol=5e-3)
+    plan = capped(liking, torch.tensor([capacity]), cap, temperature=0.2, rounds=3_000).exp()[0]
+    assert torch.allclose(plan.sum(0), torch.full((3,), float(capacity), dtype=F64), atol=1e-4)
+    assert (plan.sum(1) <= cap + 1e-4).all() and (plan <= 1 + 1e-4).all() and (plan >= 0).all()
+    assert np.allclose(plan.numpy(), naive(liking[0].numpy(), capacity, cap), atol=5e-3)
 
 
 @pytest.mark.parametrize(("cap", "factor", "size"), [(1, 1.0, 8), (2, 2.0, 12)])

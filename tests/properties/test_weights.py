@@ -306,6 +306,14 @@ def test_a_belief_of_exactly_p_is_enough():
     assert given_gates("top_p", 4, p=0.999)(with_x(t, certain)).plan.expert.tolist() == [0]
 
 
+def test_all_of_the_belief_is_without_those_who_have_none():
+    """Ten tenths in float64 add up to less than one, so even the one expert of no belief seems to be needed."""
+    believed = torch.zeros(1, 11, dtype=F64)
+    believed[0, 3] = -2_000.0
+    t = with_x(tokens([1], 0, dim=11), believed)
+    assert given_gates("top_p", 11, p=1.0)(t).plan.expert.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+
+
 def test_places_are_those_of_fractions():
     assert (places(25, 1.2, 3), places(3, 0.1, 8), places(4, 9.0, 2)) == (10, 1, 4)
 
