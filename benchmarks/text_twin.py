@@ -6,7 +6,7 @@ import sys
 import tempfile
 
 import moecli
-from moecli.report.terminal import interval
+from moecli.analysis.statistics import interval
 
 if __name__ == "__main__":
     seeds, words = int((sys.argv[1:] or ["3"])[0]), sys.argv[2:]
@@ -24,5 +24,5 @@ if __name__ == "__main__":
                     flush=True,
                 )
             gaps.append(found["true"] - found["false"])
-    mean, half = interval(gaps)
-    print(f"the mixture is better by {mean:.4f} ± {half:.4f} nats (95 % interval over {seeds} paired seeds)")
+    gap = interval(gaps)
+    print(f"the mixture is better by {gap.mean:.4f} ± {gap.half:.4f} nats (95 % interval over {seeds} paired seeds)")

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load", "runs", "train"]
 
 if TYPE_CHECKING:
-    from moecli.report.compare import runs
+    from moecli.report.records import runs
     from moecli.run import load, train
 
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(run, name)
     if name == "runs":
-        from moecli.report import compare
+        from moecli.report import records
 
-        return compare.runs
+        return records.runs
     raise AttributeError(f"module 'moecli' has no attribute {name!r}")

@@ -55,17 +55,15 @@ def _groups(group: str | None) -> None:
 def _runs(root: Path | None) -> None:
     from moecli.errors import PartialSuccess
     from moecli.record.folder import runs_root
-    from moecli.report.compare import read_runs
+    from moecli.report.records import read_runs
     from moecli.report.terminal import columns, visible
 
     records, broken = read_runs([runs_root(root)])
     rows = [["run", "status", "task", "router", "seed", "quality"]]
     for r in records:
-        quality = r.get(f"test/{r['headline']}")
-        shown = "" if quality is None else f"{r['headline']} {quality:.3f}"
-        rows.append(
-            [r["path"], r["status"], r["task"], "dense twin" if r["twin"] else str(r["router"]), str(r["seed"]), shown]
-        )
+        shown = "" if r.quality is None else f"{r.headline} {r.quality:.3f}"
+        router = "dense twin" if r.twin else r.config["router"]
+        rows.append([r.path, r.status, r.config["task"], router, str(r.seed), shown])
     if records:
         _print(columns(rows, left=range(6)))
     elif not broken:

@@ -1,4 +1,4 @@
-"""AIC, BIC and ICL over the number of experts, from several runs: what ``moe compare --criteria`` draws."""
+"""AIC, BIC and ICL over the number of experts, from several runs: for ``moe compare --draw``."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def over_experts(runs: Sequence[Run]) -> Figure:
     sizes = sorted({_size(run) for run in usable})
     if len(sizes) < 2:
         raise UsageError(
-            f"moe compare --criteria: {len(usable)} of these runs have AIC, BIC and ICL, of {len(sizes)} numbers of "
+            f"moe compare --draw: {len(usable)} of these runs have AIC, BIC and ICL, of {len(sizes)} numbers of "
             "experts. Train model=density with trainer=em and two or more values of num_experts"
         )
     if len({run.info.get("fingerprint") for run in usable}) > 1:
-        raise UsageError("moe compare --criteria: the runs are of different data. Choose runs of one task and split")
+        raise UsageError("moe compare --draw: the runs are of different data. Choose runs of one task and split")
     with house_style():
         return _figure(usable, sizes)
 

@@ -252,6 +252,12 @@ class Run:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Run folders at or below the paths, in the order of their start."""
-    found = {f.parent.resolve(): f.parent for p in paths for f in [*p.glob("run.json"), *p.glob("**/run.json")]}
+    """Run folders at or below the paths, each once, in the order of their start; nothing within a run is looked into."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        top, real = str(path), os.path.realpath(path)
+        for folder, inside, files in os.walk(top):
+            if "run.json" in files or "run.json" in inside:
+                found[real + folder[len(top) :]] = Path(folder)
+                inside.clear()
     return sorted(found.values(), key=lambda path: path.name)

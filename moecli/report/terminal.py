@@ -5,7 +5,6 @@ Plain lines: no markup is read from what a user called things.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -140,14 +139,3 @@ def next_lines(run: Run) -> list[str]:
         return [f" next   moe compare {together}"]
     again = run.info["command"] if run.info["command"].startswith("moe train") else "moe train"
     return [f" next   moe plot {run.path}", f"        {again} model.twin=true   then   moe compare {together}"]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (Student's t); NaN for a single value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    from scipy.stats import t
-
-    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return mean, float(t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))

@@ -159,15 +159,16 @@ def test_moe_criteria_prints_a_table(file, capsys):
 
 
 def test_runs_say_their_criteria_and_compare_shows_them(file, tmp_path, monkeypatch):
-    from moecli.report import compare as tables
+    from moecli.report.compare import compare
+    from moecli.report.records import read_runs
 
     monkeypatch.setattr("moecli.run._draw", lambda run: None)
     more = ("task.weights=times", "trainer.restarts=3")
     runs = [moecli.train(*words(file), *more, f"num_experts={n}", runs=tmp_path) for n in (1, 2)]
-    records, _ = tables.read_runs([tmp_path])
-    found = tables.compare(records, by="num_experts")
-    assert found.columns[1:5] == ["loglik", "aic", "bic", "icl"]
-    bic = {row.name: row.cells["bic"][0] for row in found.rows}
+    records, _ = read_runs([tmp_path])
+    found = compare(records, by="num_experts")
+    assert found.columns[1:5] == ("loglik", "aic", "bic", "icl")
+    bic = {row.name: row.cells["bic"].mean for row in found.rows}
     assert bic["2"] < bic["1"] == pytest.approx(runs[0].summary["criteria"]["bic"])
     batch = load(runs[0].path).task.batch("train", torch.arange(5))
     assert batch.weight is not None and runs[0].summary["criteria"]["rows"] > 240 * 0.65

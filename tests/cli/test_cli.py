@@ -1,7 +1,6 @@
 """The command line: help that runs, errors of one line, tables that hold up and are inert."""
 
 import csv
-import io
 import json
 import math
 import os
@@ -20,8 +19,6 @@ import scipy.stats
 
 from moecli import cli
 from moecli.cli import app as application
-from moecli.report import compare as tables
-from moecli.report.terminal import interval
 
 COMMANDS = sorted(
     {p.stem for p in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "common", "completion"}
@@ -364,17 +361,6 @@ def fake_run(tiny_run, root, number, router="dense", value=0.5, **info):
     return path
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 30])
-def test_the_interval_is_scipys(size):
-    for seed in range(20):
-        values = np.random.default_rng(seed).normal(3, 2, size).tolist()
-        mean, half = interval(values)
-        low, high = scipy.stats.t.interval(0.95, size - 1, np.mean(values), scipy.stats.sem(values))
-        assert (mean - half, mean + half) == (pytest.approx(low, rel=1e-12), pytest.approx(high, rel=1e-12))
-        assert interval([*values, 99.0]) != (mean, half)
-    assert math.isnan(interval([1.0])[1]) and interval([1.0])[0] == 1.0
-
-
 def test_rows_are_best_first_with_nan_last_and_every_number_recomputed(moe, tiny_run, tmp_path):
     results = {"good": [0.9, 0.8, 0.85], "bad": [0.1, 0.3], "broken": [None, 0.99], "alone": [0.5]}
     number = 0
@@ -418,6 +404,8 @@ def test_broken_runs_are_skipped_with_exit_8(moe, tiny_run, tmp_path):
     code, out, err = moe("compare", tmp_path / "r", "--json")
     assert code == 8 and "5 of 20" in err and err.count("\n") == 1
     assert json.loads(out)[0]["n"] == 15
+    code, out, _ = moe("compare", tmp_path / "r")
+    assert code == 8 and out.count(" left out: ") == 5 and all(str(path) in out for path in paths[:5])
     code, out, _ = moe("ls", "runs", "--runs", tmp_path / "r")
     assert code == 8 and out.count("left out: ") == 5
     (tmp_path / "s").mkdir()
@@ -444,17 +432,17 @@ def test_a_run_told_the_same_twice_counts_once_and_a_mixed_row_says_so(moe, tiny
     (path / "run.json").write_text(json.dumps({**info, "seed": 1, "config": {**info["config"], "seed": 1}}))
     (row,) = json.loads(moe("compare", tmp_path / "r", "--json")[1])
     assert row["n"] == 1 and row["test/r2"]["mean"] == 0.9  # the newest
-    assert "note: " not in moe("compare", tmp_path / "r")[1]
+    assert "its runs differ" not in moe("compare", tmp_path / "r")[1]
     other = {**info["config"], "seed": 1, "trainer.steps": 7}
     (path / "run.json").write_text(json.dumps({**info, "seed": 1, "config": other}))
-    assert "note: dense: its runs differ in trainer.steps too" in moe("compare", tmp_path / "r")[1]
+    assert "dense: its runs differ in trainer.steps too" in moe("compare", tmp_path / "r")[1]
 
 
 def test_compare_by_another_key_and_the_twin_apart(moe, tiny_run, tmp_path):
     fake_run(tiny_run, tmp_path / "r", 1, twin=True)
     fake_run(tiny_run, tmp_path / "r", 2)
     fake_run(tiny_run, tmp_path / "r", 3, leak=True)
-    names = {row["seed"] for row in json.loads(moe("compare", tmp_path / "r", "--json", "--by", "seed")[1])}
+    names = {row["name"] for row in json.loads(moe("compare", tmp_path / "r", "--json", "--by", "seed")[1])}
     assert names == {"dense twin of 1", "2", "3"}
     assert "saw the future" in moe("compare", tmp_path / "r", "--markdown")[1]
 
@@ -464,35 +452,6 @@ HOSTILE = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "\rx", "<script>a
            "* _ *", "![x](http://x)", "\x00", "x" * 300, "\u202eabc", "&lt;b&gt;"]  # fmt: skip
 
 
-def comparison(*names):
-    cells = dict.fromkeys(["test/r2", *tables.COLUMNS], (0.5, 0.1))
-    return tables.Comparison("router", "test/r2", [tables.Row(n, 2, [], cells, False) for n in names], "example")
-
-
-@pytest.mark.parametrize("name", HOSTILE, ids=lambda n: repr(n[:12]))
-def test_tables_are_inert_and_keep_their_shape(name):
-    made = comparison(name, "plain")
-    rows = list(csv.reader(io.StringIO(tables.as_csv(made), newline="")))
-    assert [len(row) for row in rows] == [len(rows[0])] * 3
-    first = rows[1][0]
-    assert first[0] not in "=+-@\t\r" and first.removeprefix("'") == name
-    assert [float(v) for v in rows[2][2:]] == [0.5, 0.1] * (len(made.columns))
-    assert json.loads(tables.as_json(made))[0]["router"] == name
-
-    lines = tables.as_markdown(made).split("\n")
-    assert len(lines) == 4 and len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert not re.search(r"(?<!\\)[*_`<>\[\]]", lines[2].replace("± ", ""))
-    assert not re.search(r"[\x00-\x1f\x7f\u202e]", lines[2])
-
-    latex = tables.as_latex(made).split("\n")
-    assert len(latex) == 8 and latex[3] == r"\midrule"
-    body = re.sub(
-        r"\\text(backslash|asciitilde|asciicircum)\{\}|\$\\pm\$|\$[<>]\$|\\[&%$#_{}]", "", latex[4].removesuffix(r" \\")
-    )
-    assert not re.search(r"[\\%$#_{}~^]", body) and body.count(" & ") == len(made.columns) + 1
-    assert not re.search(r"[\x00-\x1f\x7f\u202e]", latex[4])
-
-
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda n: repr(n[:12]))
 def test_a_terminal_gets_no_control_characters(name, moe, tiny_run, tmp_path):
     path = fake_run(tiny_run, tmp_path / "r", 1, router=name, command=f"moe train {name}")
@@ -500,6 +459,62 @@ def test_a_terminal_gets_no_control_characters(name, moe, tiny_run, tmp_path):
         code, out, err = moe(*words)
         assert (code, err) == (0, ""), err
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out), words
+
+
+EVERY_FORM = """
+import sys
+from moecli.cli.compare import FORMS, _compare
+from pathlib import Path
+for form in ("terminal", *FORMS):
+    _compare([Path(sys.argv[1])], ["router"], None, [], None, form)
+    print("----")
+"""
+
+
+def test_the_same_runs_give_the_same_bytes_in_every_form(tiny_run, tmp_path):
+    for number, (router, value) in enumerate({"b": 0.5, "a": 0.5, "c": 0.7, "d": None}.items()):
+        for seed in (0, 1):
+            fake_run(tiny_run, tmp_path / "r", 10 * number + seed, router, value)
+    said = []
+    for seed, folder in (("1", tmp_path), ("2", Path.cwd())):
+        words, env = [sys.executable, "-c", EVERY_FORM, str(tmp_path / "r")], {**os.environ, "PYTHONHASHSEED": seed}
+        env["PYTHONPATH"] = str(Path(cli.__file__).parents[2])
+        done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=folder, timeout=60)
+        said.append(done.stdout.split("----"))
+    assert said[0] == said[1] and len(set(said[0])) == 7, done.stderr
+
+
+def test_two_runs_side_by_side(moe, tiny_run, tmp_path):
+    a = fake_run(tiny_run, tmp_path / "r", 1, "dense", 0.25)
+    b = fake_run(tiny_run, tmp_path / "r", 2, "top_k", 0.75, git="other", fingerprint="other")
+    code, out, _ = moe("compare", "--diff", a, b)
+    assert code == 0 and re.search(r"test/r2 +0\.25 +0\.75 +0\.5\n", out) and "different data" in out
+    assert re.search(r"router +dense +top_k", out) and re.search(r"git .* other", out) and "trainer.steps" not in out
+    found = json.loads(moe("compare", a, b, "--diff", "--json")[1])
+    assert found["settings"] == {"router": ["dense", "top_k"], "seed": ["1", "2"]} and not found["same_data"]
+    assert found["numbers"]["test/r2"] == [0.25, 0.75] and found["numbers"]["FLOP"] == [tiny_run.info["flops"]] * 2
+    assert "the settings are the same" in moe("compare", a, a, "--diff")[1]
+    fails(moe("compare", a, "--diff"), 2, "two run folders")
+    fails(moe("compare", a, tmp_path / "r", "--diff"), 4, "no run folder")
+    (b / "run.json").write_text((b / "run.json").read_text().replace('"flops": ', '"flops": "x", "f": '))
+    fails(moe("compare", a, b, "--diff"), 4, "none of ours")
+
+
+def test_pictures_are_drawn_with_their_numbers_beside_them(moe, tiny_run, tmp_path):
+    for number in range(4):
+        path = fake_run(tiny_run, tmp_path / "r", number, "ab"[number % 2], number / 10)
+        lines = [{"step": s, "split": "valid", "name": "r2", "value": s * number} for s in (1, 2, 3 + number)]
+        (path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    code, out, _ = moe("compare", tmp_path / "r", "--draw", tmp_path / "drawn")
+    names = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert code == 0 and names == {"curves.png", "curves.csv", "pareto.png", "pareto.csv"}
+    assert out.count(" drawn: ") == 2
+    rows = list(csv.DictReader((tmp_path / "drawn" / "curves.csv").read_text().splitlines()))
+    means = {(row["row"], row["step"]): float(row["mean"]) for row in rows}
+    assert means == {("a", "1"): 1, ("a", "2"): 2, ("b", "1"): 2, ("b", "2"): 4}  # steps that both runs have
+    (tmp_path / "file").touch()
+    fails(moe("compare", tmp_path / "r", "--draw", tmp_path / "file"), 5, "--draw")
+    fails(moe("compare", tmp_path / "r", "--by", ",", "--draw", "x"), 2, "--by")
 
 
 def test_python_reads_the_same_table(tiny_run, tmp_path):

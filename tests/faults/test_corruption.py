@@ -23,7 +23,9 @@ from moecli.errors import ArtifactError, MoeError, PartialSuccess
 from moecli.record import checkpoint
 from moecli.record.folder import LineFile, Run, read_lines
 from moecli.record.trace import TraceReader, read_arrays
-from moecli.report.compare import compare, read_runs, table
+from moecli.report.compare import compare
+from moecli.report.compare_table import table
+from moecli.report.records import read_runs
 
 CASES = 200
 GOLDEN = Path(__file__).parent / "golden"
