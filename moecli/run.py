@@ -31,12 +31,13 @@ from moecli.mixture import Mixture, MixtureDensity
 from moecli.models.model import Model
 from moecli.models.size import Size, make_twin, measure
 from moecli.parts import Parts
+from moecli.plan import Slots
 from moecli.record import checkpoint
 from moecli.record.checkpoint import Saved
 from moecli.record.folder import Run, claim, runs_root, to_json, write_whole
 from moecli.record.lock import locked
 from moecli.record.recorder import Recorder
-from moecli.record.trace import TraceReader, write_arrays
+from moecli.record.trace import TraceReader, slot_averages, write_arrays
 from moecli.record.view import view
 from moecli.report import terminal
 from moecli.tasks.task import SPLITS, Task
@@ -477,6 +478,7 @@ def describe(built: Built) -> dict[str, Any]:
         "higher_is_better": kind.higher_is_better,
         "units": UNITS,
         "label_names": task.label_names,
+        "symbols": list(getattr(kind, "symbols", ())),
         "feature_names": task.feature_names,
         "layers": {
             name: {"experts": layer.experts.num_experts, "rows_per_token": built.size.rows[name]}
@@ -527,6 +529,7 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
         record.trace.tokens(best.step, "test", name, parts)
     _surface(built, record.folder)
     _responsibilities(built, record.folder)
+    _slots(built, record.folder)
     mixtures = {n: layer for n, layer in built.model.mixtures.items() if layer.experts.num_experts > 1}
     return {
         "parameters": {"total": built.size.total, "active": built.size.active},
@@ -683,6 +686,17 @@ def _responsibilities(built: Built, folder: Path) -> None:
     _write_arrays(folder / "routing" / "responsibilities.npz", arrays)
 
 
+@torch.no_grad()
+def _slots(built: Built, folder: Path) -> None:
+    """Which test rows each soft slot averages, for pictures; one group of them, of whole examples."""
+    test = built.task.batch("test", torch.arange(min(built.task.sizes["test"], PREDICTED_AT_ONCE))).to(built.device)
+    if test.x.ndim != 2 or not test.x.is_floating_point():
+        return
+    for name, routing in built.model.eval()(test.x, test.known).routings.items():
+        if isinstance(routing.plan, Slots):
+            write_arrays(folder / "routing" / name / "slots.npz", slot_averages(routing.plan, test.x))
+
+
 def _gate_over_grid(built: Built) -> Callable[[], torch.Tensor] | None:
     """What the first gate believes over a task's plane, (M, E), whenever it is called; None without a plane."""
     grid = _grid(built)
@@ -712,9 +726,9 @@ def _finish_summary(folder: Path, info: dict[str, Any]) -> None:
 
 def _draw(run: Run) -> None:
     """A picture that fails must fail neither the training nor the other pictures: its traceback goes to the log."""
-    from moecli.plots.gallery import draw_all, kinds
+    from moecli.plots.gallery import STANDARD, draw_all
 
-    for kind in kinds():
+    for kind in STANDARD:
         try:
             draw_all(run, [kind])
         except Exception:

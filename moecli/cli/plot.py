@@ -8,19 +8,26 @@ import typer
 
 from moecli.cli.common import RunFolder, example
 
-EPILOG = example("moe plot RUN", "moe plot RUN load labels")
+EPILOG = example("moe plot RUN", "moe plot RUN load coactivation", "moe plot RUN --all")
 
 
 def plot(
     run: RunFolder,
-    kinds: Annotated[list[str] | None, typer.Argument(metavar="KIND", help="Which pictures; all by default.")] = None,
+    kinds: Annotated[
+        list[str] | None, typer.Argument(metavar="KIND", help="Which pictures; those of a training by default.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every kind that applies, and contact.png with all.")] = False,
 ) -> None:
-    """Draw a run's pictures into its plots/ folder, each where it applies.
+    """Draw a run's pictures into its plots/ folder, each where it applies, its numbers as CSV beside it.
 
-    Kinds: curves, film, fit, gates, labels, likelihood, load, regions, responsibility, tree.
+    Kinds: curves, film, fit, gates, labels, likelihood, load, regions, responsibility, tree; and, drawn when
+    named or with --all: coactivation, confidence, flow, layers, saturation, simplex, slots, text, vocabulary.
     """
-    from moecli.plots.gallery import draw_all
+    from moecli.errors import UsageError
+    from moecli.plots.gallery import draw_all, draw_whole
     from moecli.record.folder import Run
 
-    for path in draw_all(Run(run), kinds or None):
+    if every and kinds:
+        raise UsageError(f"--all ({' '.join(kinds)}): every kind is drawn already. Leave out one of the two")
+    for path in draw_whole(Run(run)) if every else draw_all(Run(run), kinds or None):
         print(path)

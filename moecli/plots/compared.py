@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from moecli.analysis.bands import band
 from moecli.errors import EnvironmentFailure
 from moecli.plots import pareto, seed_curves
-from moecli.plots.figure import save
-from moecli.plots.numbers import Table, as_csv
+from moecli.plots.figure import Picture, save
 from moecli.plots.pareto import Point, Words
 from moecli.plots.selection import over_experts
-from moecli.record.folder import Run, write_whole
+from moecli.record.folder import Run
 
 
 def draw_compared(rows: Mapping[str, Sequence[Run]], points: Sequence[Point], words: Words, folder: Path) -> list[Path]:
@@ -24,30 +21,19 @@ def draw_compared(rows: Mapping[str, Sequence[Run]], points: Sequence[Point], wo
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [_write(figure, numbers, folder / stem) for stem, figure, numbers in _pictures(rows, points, words)]
+        return [save(picture, folder / stem) for stem, picture in _pictures(rows, points, words)]
     except OSError as error:
         raise EnvironmentFailure(f"--draw {folder}: {error.strerror}. Name a folder that can be written") from error
 
 
 def _pictures(
     rows: Mapping[str, Sequence[Run]], points: Sequence[Point], words: Words
-) -> Iterator[tuple[str, Figure, Table]]:
+) -> Iterator[tuple[str, Picture]]:
     bands = {name: band(runs, "valid", words.metric) for name, runs in rows.items()}
     bands = {name: found for name, found in bands.items() if len(found.step) > 1}
     if bands:
-        figure = seed_curves.seed_curves(bands, words)
-        yield "curves", figure, seed_curves.numbers(bands)
-    yield "pareto", pareto.pareto(points, words), pareto.numbers(points)
+        yield "curves", Picture(seed_curves.seed_curves(bands, words), seed_curves.numbers(bands))
+    yield "pareto", Picture(pareto.pareto(points, words), pareto.numbers(points))
     runs = [run for group in rows.values() for run in group if "criteria" in run.summary]
     if len({next(iter(run.layers.values()))["experts"] for run in runs if run.layers}) > 1:
-        yield "criteria", over_experts(runs), _criteria(runs)
-
-
-def _criteria(runs: Sequence[Run]) -> Table:
-    found = [{"experts": next(iter(run.layers.values()))["experts"]} | run.summary["criteria"] for run in runs]
-    return {name: [line[name] for line in found] for name in ("experts", "loglik", "aic", "bic", "icl")}
-
-
-def _write(figure: Figure, numbers: Table, stem: Path) -> Path:
-    write_whole(stem.with_suffix(".csv"), as_csv(numbers).encode())
-    return save(figure, stem)
+        yield "criteria", over_experts(runs)

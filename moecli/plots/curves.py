@@ -1,4 +1,4 @@
-"""Learning curves: training loss, the validation metric beside its chance level, auxiliary terms."""
+"""Learning curves: training loss, the validation metric beside its chance level, and what else each step recorded."""
 
 from __future__ import annotations
 
@@ -8,38 +8,62 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moecli.plots.figure import FAINT, INK, OKABE_ITO, heading, level, new, safe, smooth, styled, with_unit
+from moecli.plots.figure import (
+    FAINT,
+    INK,
+    OKABE_ITO,
+    Picture,
+    heading,
+    level,
+    log_axis,
+    marker,
+    new,
+    safe,
+    smooth,
+    steps_axis,
+    styled,
+    with_unit,
+)
 from moecli.plots.likelihood import LIKELIHOODS
 from moecli.record.folder import Run
 
-NOT_AUXILIARY = {"loss", "total", "grad_norm", *LIKELIHOODS}  # likelihoods have a picture of their own
+NOT_BESIDE = {"loss", "total", "grad_norm", *LIKELIHOODS}  # likelihoods have a picture of their own
 SMOOTHING = 25  # the running mean covers one part in so many of all steps
 Curve = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # steps (S,), values (S,)
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """One panel each for what there is of the three, on one axis of steps."""
     train, valid = _curves(run, "train"), _curves(run, "valid")
     headline = run.info.get("headline", "")
-    auxiliary = {n: curve for n, curve in train.items() if n not in NOT_AUXILIARY and not n.startswith("restart")}
+    beside = {n: curve for n, curve in train.items() if n not in NOT_BESIDE and not n.startswith("restart")}
     panels: list[Callable[[Axes], None]] = []
     if "loss" in train:
         panels.append(lambda axes: _loss(axes, run, train["loss"]))
     if headline in valid:
         panels.append(lambda axes: _headline(axes, run, headline, valid[headline]))
-    if auxiliary:
-        panels.append(lambda axes: _auxiliary(axes, auxiliary))
+    if beside:
+        panels.append(lambda axes: _beside(axes, beside))
     if not panels:
         return {}
     figure, grid = new(heading(run, "learning curves"), 16 + 38 * len(panels), len(panels), sharex=True)
     for axes, panel in zip(grid[:, 0], panels, strict=True):
         panel(axes)
-    grid[-1, 0].set_xlabel("training step")
+    steps_axis(grid[-1, 0])
     figure.align_ylabels()
-    return {"curves": figure}
+    return {"curves": Picture(figure, _numbers({"train": train, "valid": valid}))}
+
+
+def _numbers(curves: dict[str, dict[str, Curve]]) -> dict[str, list[Any]]:
+    rows = [
+        (split, name, int(step), value)
+        for split, found in curves.items()
+        for name, points in found.items()
+        for step, value in zip(*points, strict=True)
+    ]
+    return {column: [row[i] for row in rows] for i, column in enumerate(("split", "name", "step", "value"))}
 
 
 def _curves(run: Run, split: str) -> dict[str, Curve]:
@@ -56,17 +80,20 @@ def _curves(run: Run, split: str) -> dict[str, Curve]:
 def _loss(axes: Axes, run: Run, curve: Curve) -> None:
     steps, values = curve
     lost = np.count_nonzero(~np.isfinite(values))
-    axes.plot(steps, values, color=OKABE_ITO[0], alpha=0.3, linewidth=0.6, label="each recorded step")
-    axes.plot(steps, _smoothed(values), color=OKABE_ITO[0], label="running mean")
+    if len(values) >= 2 * SMOOTHING:
+        axes.plot(steps, values, color=OKABE_ITO[0], alpha=0.3, linewidth=0.6, label="each recorded step")
+        axes.plot(steps, _smoothed(values), color=OKABE_ITO[0], label="running mean")
+        axes.legend(loc="best", ncols=1)
+    else:
+        axes.plot(steps, values, color=OKABE_ITO[0], marker=marker(steps))
     axes.set_title("training loss" + (f" ({lost} of {len(values)} steps not finite)" if lost else ""))
     axes.set_ylabel(with_unit(run, "loss"))
     _log_where_wide(axes, [values])
-    axes.legend(loc="upper right", ncols=2)
 
 
 def _headline(axes: Axes, run: Run, metric: str, curve: Curve) -> None:
     steps, values = curve
-    axes.plot(steps, values, color=OKABE_ITO[2], marker="." if len(steps) <= 30 else None)
+    axes.plot(steps, values, color=OKABE_ITO[2], marker=marker(steps))
     axes.set_title(f"validation {safe(metric)}")
     axes.set_ylabel(with_unit(run, metric))
     finished = (run.path / "summary.json").is_file()  # an interrupted run has curves, but no summary yet
@@ -85,11 +112,11 @@ def _mark_best(axes: Axes, steps: np.ndarray[Any, Any], values: np.ndarray[Any, 
     axes.set_title(f"best {values[best]:.4g} at step {steps[best]:.0f}", loc="right")
 
 
-def _auxiliary(axes: Axes, curves: dict[str, Curve]) -> None:
+def _beside(axes: Axes, curves: dict[str, Curve]) -> None:
     for (name, (steps, values)), color in zip(curves.items(), OKABE_ITO * len(curves), strict=False):
         axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.6)
-        axes.plot(steps, _smoothed(values), color=color, label=safe(name))
-    axes.set_title("auxiliary terms, apart from the loss")
+        axes.plot(steps, _smoothed(values), color=color, marker=marker(steps), label=safe(name))
+    axes.set_title("recorded beside the loss")
     axes.set_ylabel("value (no unit)")
     _log_where_wide(axes, [values for _, values in curves.values()])
     axes.legend(ncols=2, loc="best")
@@ -103,5 +130,5 @@ def _log_where_wide(axes: Axes, values: list[np.ndarray[Any, Any]]) -> None:
     """A logarithmic axis where the values are positive and span more than a factor of thirty."""
     known = np.concatenate([v[np.isfinite(v)] for v in values])
     if len(known) and known.min() > 0 and known.max() > 30 * known.min():
-        axes.set_yscale("log")
+        log_axis(axes, known)
     axes.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.5)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from moecli.plots.figure import Film, expert_key, heading, new, safe, styled
+import numpy as np
+
+from moecli.plots.figure import KEY, Film, Picture, colors, expert_key, heading, new, safe, styled
+from moecli.plots.numbers import Table, experts, melted
 from moecli.plots.plane import Plane, belief
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
 
 @styled
-def draw(run: Run) -> dict[str, Film]:
+def draw(run: Run) -> dict[str, Picture]:
     """The gate's favourite as colour, pale where it is unsure; steps lie ever farther apart, the best one is last."""
     reader = TraceReader(run.path)
     surface, recorded = reader.surface(), reader.frames()
@@ -39,4 +42,13 @@ def draw(run: Run) -> dict[str, Film]:
         image.set_data(picture(number))
         axes.set_title(frames[number][0])
 
-    return {"film": Film(figure, show, len(frames))}
+    exact = colors(gate.shape[1]) if gate.shape[1] <= KEY else []
+    return {"film": Film(figure, _numbers(frames, gate.shape[1]), show, len(frames), exact)}
+
+
+def _numbers(frames: list[tuple[str, Any, Any]], num_experts: int) -> Table:
+    """The share of the plane on which each expert is preferred, frame by frame."""
+    share = [np.bincount(expert, minlength=num_experts) / len(expert) for _, expert, _ in frames]
+    return melted(
+        np.array(share), ("frame", [n for n, *_ in frames]), ("expert", experts(num_experts)), "share of plane"
+    )

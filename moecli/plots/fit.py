@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moecli.plots.figure import FAINT, INK, colors, expert_key, heading, level, new, safe, styled
+from moecli.plots.figure import FAINT, INK, Picture, colors, expert_key, heading, level, new, safe, styled
+from moecli.plots.numbers import by_expert
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """Top: the fit, an expert's line strong where the gate prefers it.  Bottom: p(expert | x)."""
     surface = TraceReader(run.path).surface()
     if not surface or surface["x"].shape[1] != 1 or not run.layers:
@@ -45,7 +45,9 @@ def draw(run: Run) -> dict[str, Figure]:
     top.margins(x=0)
     bottom.margins(x=0)
     figure.align_ylabels()
-    return {"fit": figure}
+    lines = by_expert("expert", surface["experts"][order, :, column]) if "experts" in surface else {}
+    numbers = {"x": x, "mixture": mean, "deviation": spread, **by_expert("gate", gate), **lines}
+    return {"fit": Picture(figure, numbers)}
 
 
 def _response(run: Run, surface: dict[str, Array]) -> tuple[str, int, Array]:

@@ -1,4 +1,4 @@
-"""The kinds of pictures, found by listing this package, and all of a run's drawn into its ``plots/``."""
+"""The kinds of pictures, found by listing this package, drawn into a run's ``plots/``: a usual set, or all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from types import ModuleType
 
 import moecli.plots
 from moecli.errors import UsageError
+from moecli.plots.contact import sheet
 from moecli.plots.figure import save
 from moecli.record.folder import Run
 
-NO_KINDS = {"figure", "gallery", "plane", "selection"}
+NO_KINDS = {"contact", "figure", "gallery", "numbers", "plane", "recorded", "selection", "shares"}
+# what every training draws; the other kinds are for whoever looks closer
+STANDARD = (
+    "curves", "film", "fit", "gates", "labels", "likelihood", "load", "regions", "responsibility", "tree",
+)  # fmt: skip
 
 
 def kinds() -> dict[str, str]:
@@ -23,8 +28,18 @@ def kinds() -> dict[str, str]:
 
 
 def draw_all(run: Run, kinds: list[str] | None = None) -> list[Path]:
-    """Draw these kinds, or all; a kind whose data the run folder lacks draws nothing."""
-    return list(pictures(run, _modules() if kinds is None else kinds))
+    """Draw these kinds, or the standard ones; a kind whose data the run folder lacks draws nothing."""
+    return list(pictures(run, STANDARD if kinds is None else kinds))
+
+
+def draw_whole(run: Run) -> Iterator[Path]:
+    """Every kind, and at last ``contact.png`` with all of them, where any was drawn."""
+    paths = []
+    for path in pictures(run, _modules()):
+        paths.append(path)
+        yield path
+    if paths:
+        yield sheet(paths, run.path / "plots" / "contact.png")
 
 
 def pictures(run: Run, kinds: Iterable[str]) -> Iterator[Path]:

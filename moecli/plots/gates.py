@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moecli.plots.figure import INK, KEY, colors, heading, level, new, safe, stem, styled
+from moecli.plots.figure import INK, KEY, Picture, colors, heading, level, new, safe, stem, styled
+from moecli.plots.numbers import Table, experts, melted
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
 Array = np.ndarray[Any, Any]
 MOST_VALUES = 12
 ROW, FRAME = 14, 32  # mm of a label's bars, and of what surrounds them
+SHORT = 3  # letters, below which a value could be taken for a tick of the axis
 SPREAD = (10, 90)  # percentiles of the tokens
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """One figure for each label of a soft mixture, one row of bars for each of its values (Hampshire & Waibel, 1992)."""
     config, layers = run.info.get("config", {}), list(run.layers)
     if config.get("model") != "density" or config.get("router") != "dense" or not layers:
@@ -39,7 +40,7 @@ def draw(run: Run) -> dict[str, Figure]:
     return figures
 
 
-def _figure(run: Run, name: str, values: Array, parts: list[Array]) -> Figure:
+def _figure(run: Run, name: str, values: Array, parts: list[Array]) -> Picture:
     num_experts = parts[0].shape[1]
     what = heading(run, f"mean gate by {safe(name)}, test tokens", next(iter(run.layers)))
     note = f"lines: {SPREAD[0]}th to {SPREAD[1]}th percentile of the tokens"
@@ -48,13 +49,22 @@ def _figure(run: Run, name: str, values: Array, parts: list[Array]) -> Figure:
     for axes, value, part in zip(grid[:, 0], values, parts, strict=True):
         _bars(axes, part)
         text = names[value] if value < len(names) else str(value)
-        axes.set_ylabel(safe(text, 14), rotation=0, ha="right", va="center")
+        shown = f"{name} {text}" if len(text) < SHORT else text
+        axes.set_ylabel(safe(shown, 14), rotation=0, ha="right", va="center")
     level(grid[0, 0], 1 / num_experts, f"uniform\n1/{num_experts}")
     for axes in grid[1:, 0]:
         level(axes, 1 / num_experts)
     grid[-1, 0].set_xticks(range(num_experts), [f"e{expert}" for expert in range(num_experts)])
     grid[-1, 0].set_xlabel("p(expert | x)")
-    return figure
+    shown = [names[value] if value < len(names) else str(value) for value in values]
+    return Picture(figure, _numbers(name, shown, parts))
+
+
+def _numbers(name: str, values: list[str], parts: list[Array]) -> Table:
+    rows, columns = (name, values), ("expert", experts(parts[0].shape[1]))
+    table = melted(np.array([part.mean(0) for part in parts]), rows, columns, "mean gate")
+    spread = np.array([np.percentile(part, SPREAD, axis=0) for part in parts])  # (V, 2, E)
+    return {**table, **{f"{p}th percentile": spread[:, i].ravel() for i, p in enumerate(SPREAD)}}
 
 
 def _bars(axes: Axes, gate: Array) -> None:  # (n, E)

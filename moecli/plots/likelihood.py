@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moecli.plots.figure import FAINT, OKABE_ITO, heading, new, safe, styled
+from moecli.plots.figure import FAINT, OKABE_ITO, Picture, heading, log_axis, marker, new, safe, steps_axis, styled
 from moecli.record.folder import Run
 
 Array = np.ndarray[Any, Any]
@@ -20,12 +19,11 @@ LIKELIHOODS = {
     "classification_nll": (-1, "log p(y, own expert | x)"),
     "bound": (1, "lower bound on log p(y | x)"),
 }
-FEW = 30  # iterations, of which each is marked
 DIGITS = 1e-12  # relative: what changed by less did not change
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """Top: nats a row, rising.  Bottom: what each iteration added; where something fell, by how much."""
     curves = _curves(run)
     if set(curves) <= {"loss"}:  # a training by gradients: its loss is in the learning curves
@@ -35,18 +33,23 @@ def draw(run: Run) -> dict[str, Figure]:
     if _alike(curves):
         del curves["joint_nll"]
     for (name, (steps, values)), color in zip(curves.items(), OKABE_ITO, strict=False):
-        marker = "." if len(steps) <= FEW else None
-        top.plot(steps, values, color=color, marker=marker, label=safe(LIKELIHOODS[name][1], 40))
-        _gains(bottom, steps, values, color, marker)
+        top.plot(steps, values, color=color, marker=marker(steps), label=safe(LIKELIHOODS[name][1], 40))
+        _gains(bottom, steps, values, color)
     top.set_ylabel("nats a row")
-    top.legend(loc="lower right")
-    bottom.set_yscale("log")
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)  # no corner is sure to be free
+    changes = [np.abs(np.diff(values)) for _, values in curves.values()]
+    log_axis(bottom, np.concatenate(changes))
     bottom.set_ylabel("change (nats a row)")
-    bottom.set_xlabel("iteration")
+    steps_axis(bottom, "iteration")
     bottom.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.5)
     bottom.set_title("added by each iteration" + (" (crosses: fell by as much)" if _falls(curves) else ""))
     figure.align_ylabels()
-    return {"likelihood": figure}
+    return {"likelihood": Picture(figure, _numbers(curves))}
+
+
+def _numbers(curves: dict[str, tuple[Array, Array]]) -> dict[str, list[Any]]:
+    rows = [(LIKELIHOODS[n][1], int(step), value) for n, c in curves.items() for step, value in zip(*c, strict=True)]
+    return {name: [row[i] for row in rows] for i, name in enumerate(("likelihood", "iteration", "nats a row"))}
 
 
 def _curves(run: Run) -> dict[str, tuple[Array, Array]]:
@@ -64,9 +67,9 @@ def _alike(curves: dict[str, tuple[Array, Array]]) -> bool:
     return {"loss", "joint_nll"} <= curves.keys() and np.array_equal(curves["loss"][1], curves["joint_nll"][1])
 
 
-def _gains(axes: Axes, steps: Array, values: Array, color: str, marker: str | None) -> None:
+def _gains(axes: Axes, steps: Array, values: Array, color: str) -> None:
     gain = np.diff(values)
-    axes.plot(steps[1:], np.where(gain > 0, gain, np.nan), color=color, marker=marker, linewidth=1.0)
+    axes.plot(steps[1:], np.where(gain > 0, gain, np.nan), color=color, marker=marker(steps), linewidth=1.0)
     fell = _fell(values)
     axes.plot(steps[1:][fell], -gain[fell], "x", color=color, markersize=4)
 

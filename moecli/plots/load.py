@@ -6,9 +6,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from moecli.plots.figure import FAINT, INK, KEY, colors, heading, level, new, smooth, stem, styled
+from moecli.plots.figure import (
+    FAINT,
+    INK,
+    KEY,
+    Picture,
+    colors,
+    heading,
+    level,
+    marker,
+    new,
+    smooth,
+    stem,
+    steps_axis,
+    styled,
+)
+from moecli.plots.numbers import by_expert
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
@@ -19,14 +33,14 @@ MIN_GAP = 0.058  # between direct labels, as a share of the axes' height
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """One figure a layer: lines up to sixteen experts, a heat map beyond."""
     reader = TraceReader(run.path)
     usages = {layer: reader.usage(layer) for layer in run.layers}
     return {stem("load", layer): _layer(run, layer, usage) for layer, usage in usages.items() if usage}
 
 
-def _layer(run: Run, layer: str, usage: dict[str, Array]) -> Figure:
+def _layer(run: Run, layer: str, usage: dict[str, Array]) -> Picture:
     share, dropped = _shares(usage["served"]), _dropped(usage["asked"], usage["served"])
     panels = 2 if dropped.max() > 1e-6 else 1  # dense plans count mass, which is rounded
     figure, grid = new(
@@ -42,8 +56,8 @@ def _layer(run: Run, layer: str, usage: dict[str, Array]) -> Figure:
         _dropped_panel(grid[1, 0], usage["step"], dropped)
     for axes in grid[:, 0]:
         axes.margins(x=0)
-    grid[-1, 0].set_xlabel("training step")
-    return figure
+    steps_axis(grid[-1, 0])
+    return Picture(figure, {"step": usage["step"], **by_expert("share", share), "dropped": dropped})
 
 
 def _shares(served: Array) -> Array:
@@ -63,7 +77,7 @@ def _lines(axes: Axes, steps: Array, share: Array) -> None:
     window, num_experts = len(steps) // SMOOTHING, share.shape[1]
     shown = smooth(share, window)
     for expert, color in enumerate(colors(num_experts)):
-        axes.plot(steps, shown[:, expert], color=color, label=f"e{expert}")
+        axes.plot(steps, shown[:, expert], color=color, marker=marker(steps), label=f"e{expert}")
     level(axes, 1 / num_experts)
     mean = f"mean of {window} recorded steps" if window > 1 else "each recorded step"
     axes.set_title(f"{mean}; dashed: uniform 1/{num_experts}")
@@ -125,6 +139,6 @@ def _heat_map(axes: Axes, steps: Array, share: Array) -> None:
 
 def _dropped_panel(axes: Axes, steps: Array, dropped: Array) -> None:
     axes.plot(steps, 100 * dropped, color=FAINT, alpha=0.5, linewidth=0.6)
-    axes.plot(steps, 100 * smooth(dropped, len(steps) // SMOOTHING), color=INK)
+    axes.plot(steps, 100 * smooth(dropped, len(steps) // SMOOTHING), color=INK, marker=marker(steps))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("dropped (%)")

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from moecli.plots.figure import KEY, MARKERS, class_colors, expert_key, heading, new, safe, styled
+from moecli.plots.figure import KEY, MARKERS, Picture, class_colors, expert_key, heading, new, safe, styled
 from moecli.plots.plane import Extent, Plane, belief, tint
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
@@ -21,7 +20,7 @@ POINTS: dict[str, Any] = {"s": 9, "edgecolors": "black", "linewidths": 0.4}
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """The gate on the left, the mixture on the right, test points on both."""
     surface = TraceReader(run.path).surface()
     plane = Plane.of(surface["x"]) if surface and run.layers else None
@@ -42,7 +41,14 @@ def draw(run: Run) -> dict[str, Figure]:
         _values(right, prediction[..., 0], extent, surface)
     left.set(xlim=extent[:2], ylim=extent[2:])
     _name_axes(run, left, right)
-    return {"regions": figure}
+    return {"regions": Picture(figure, _numbers(surface, classes))}
+
+
+def _numbers(surface: dict[str, Array], classes: bool) -> dict[str, Array]:
+    """Each point of the plane: the gate's favourite, its probability, and the class or mean that is predicted."""
+    (x, y), gate, prediction = surface["x"].T, surface["gate"], surface["prediction"]
+    shown = {"class": prediction.argmax(-1)} if classes else {"mean": prediction[:, 0]}
+    return {"x": x, "y": y, "expert": gate.argmax(-1), "p(expert | x)": gate.max(-1), **shown}
 
 
 def _title(run: Run, num_experts: int) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
-from moecli.plots.figure import colors, expert_key, heading, new, safe, styled
+from moecli.plots.figure import Picture, colors, expert_key, heading, new, safe, styled
+from moecli.plots.numbers import by_expert
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """One feature against the target, or two against each other, in the experts' colours."""
     found = TraceReader(run.path).responsibilities()
     if "x" not in found or not run.layers:
@@ -31,7 +31,8 @@ def draw(run: Run) -> dict[str, Figure]:
     axes.scatter(*points.T, color=np.clip(resp @ palette, 0, 1), s=9, linewidths=0)
     _name_axes(axes, run, x.shape[1])
     expert_key(figure, axes, resp.shape[1], 8, "center")
-    return {"responsibility": figure}
+    numbers = {"horizontal": points[:, 0], "vertical": points[:, 1], **by_expert("responsibility", resp)}
+    return {"responsibility": Picture(figure, numbers)}
 
 
 def _name_axes(axes: Axes, run: Run, features: int) -> None:

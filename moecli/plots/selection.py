@@ -6,17 +6,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from matplotlib.figure import Figure
-
 from moecli.errors import UsageError
-from moecli.plots.figure import INK, OKABE_ITO, house_style, new, safe
+from moecli.plots.figure import INK, OKABE_ITO, Picture, house_style, new, safe
 from moecli.record.folder import Run
 
 NAMES = ("aic", "bic", "icl")
 MARKS, LINES = "o^s", ("-", "-", "--")  # where every row is certain of its expert, ICL lies on BIC
 
 
-def over_experts(runs: Sequence[Run]) -> Figure:
+def over_experts(runs: Sequence[Run]) -> Picture:
     """A line a criterion through the mean of the runs of each size, every run a mark, the lowest mean ringed.
 
     Raises UsageError where fewer than two sizes have criteria, or the runs are of different data.
@@ -38,7 +36,7 @@ def _size(run: Run) -> int:
     return next(iter(run.layers.values()))["experts"]
 
 
-def _figure(runs: Sequence[Run], sizes: list[int]) -> Figure:
+def _figure(runs: Sequence[Run], sizes: list[int]) -> Picture:
     task = safe(runs[0].info.get("config", {}).get("task", "?"))
     figure, grid = new(f"{task} · {len(runs)} runs\nhow many experts: the lowest is best; rings: lowest mean", 85)
     axes = grid[0, 0]
@@ -59,4 +57,7 @@ def _figure(runs: Sequence[Run], sizes: list[int]) -> Figure:
     axes.set_xticks(sizes)
     axes.set(xlabel="experts", ylabel="criterion: -2 log-likelihood + penalty")
     axes.legend()
-    return figure
+    rows = [(name, _size(run), run.summary["criteria"][name]) for name in NAMES for run in runs]
+    return Picture(
+        figure, {column: [row[i] for row in rows] for i, column in enumerate(("criterion", "experts", "value"))}
+    )

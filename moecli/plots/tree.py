@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from moecli.gates.tree import halves
-from moecli.plots.figure import FAINT, INK, colors, heading, new, styled
+from moecli.plots.figure import FAINT, INK, Picture, colors, heading, new, styled
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 
@@ -23,7 +22,7 @@ TALL, BELOW, LABEL = 0.5, 0.2, 0.5  # of a level's height: a histogram, what lie
 
 
 @styled
-def draw(run: Run) -> dict[str, Figure]:
+def draw(run: Run) -> dict[str, Picture]:
     """A histogram a node: of what its parent was given, the share that goes to it (Jordan & Jacobs, 1994, figure 8)."""
     resp = TraceReader(run.path).responsibilities().get("resp")  # (n, E)
     if resp is None or run.info["config"].get("gate") != "tree":
@@ -36,7 +35,18 @@ def draw(run: Run) -> dict[str, Figure]:
     figure, grid = new(f"{what}\n{note}{cut}", 32 + LEVEL * (len(shown) + 0.3))
     levels = [_nodes(resp, math.prod(branching[:level])) for level in range(len(shown) + 1)]  # each (n, nodes)
     _paint(grid[0, 0], levels, leaves=len(shown) == len(branching))
-    return {"tree": figure}
+    return {"tree": Picture(figure, _numbers(levels))}
+
+
+def _numbers(levels: list[Array]) -> dict[str, list[Any]]:
+    """A line a bar: level and node, the bar's left edge, and the rows in it, each by its parent's responsibility."""
+    rows = [
+        (depth, node, bin / BINS, count)
+        for depth, (above, here) in enumerate(pairwise(levels), 1)
+        for node in range(here.shape[1])
+        for bin, count in enumerate(_counts(here[:, node], above[:, node * above.shape[1] // here.shape[1]]))
+    ]
+    return {name: [row[i] for row in rows] for i, name in enumerate(("level", "node", "share from", "rows"))}
 
 
 def _nodes(resp: Array, count: int) -> Array:
@@ -64,10 +74,15 @@ def _paint(axes: Axes, levels: list[Array], leaves: bool) -> None:
 def _histogram(axes: Axes, own: Array, parent: Array, at: tuple[float, float], foot: float, color: Any) -> None:
     """Rows count by their parent's responsibility; ``at`` is centre and width."""
     center, width = at
-    share = np.divide(own, parent, out=np.zeros_like(own), where=parent > 0)
-    count, _ = np.histogram(share, BINS, (0, 1), weights=parent)
+    count = _counts(own, parent)
     left, step = center - 0.4 * width, 0.8 * width / BINS
     height = TALL * count / max(count.max(), 1e-30)
     axes.bar(left + step * (np.arange(BINS) + 0.5), height, step, foot, color=color)
     axes.plot([left, left + BINS * step], [foot, foot], color=INK, linewidth=0.6)
     axes.text(center, foot + TALL + 0.02, f"{100 * own.mean():.0f}", ha="center", va="bottom")
+
+
+def _counts(own: Array, parent: Array) -> Array:
+    """Rows by the share (n,) of their parent's responsibility that goes to the node: (BINS,)."""
+    share = np.divide(own, parent, out=np.zeros_like(own), where=parent > 0)
+    return np.histogram(share, BINS, (0, 1), weights=parent)[0]

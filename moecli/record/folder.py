@@ -191,7 +191,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 KINDS: dict[str, type] = {
     **dict.fromkeys(("id", "name", "status", "command", "headline", "unit", "fingerprint", "kind", "device"), str),
     **dict.fromkeys(("config", "versions", "parameters", "units", "label_names", "layers"), dict),
-    **dict.fromkeys(("feature_names", "warnings", "attempts"), list),
+    **dict.fromkeys(("feature_names", "symbols", "warnings", "attempts"), list),
     **dict.fromkeys(("seed", "threads", "best_step"), int),
     **dict.fromkeys(("higher_is_better", "twin", "leak"), bool),
 }  # of what run.json holds

@@ -3,6 +3,7 @@
 ``routing/<layer>/usage-NNNNNNNN.npz``   per recorded step: who was asked, who served, the gate's entropy
 ``routing/frame-NNNNNNNN.npz``            over a plane: the gate's favourite and its probability, ever more rarely
 ``routing/<layer>/tokens-<split>-NNNNNNNN.npz``   the same tokens at each evaluation: who served them
+``routing/<layer>/slots.npz``             of soft slots: the averages of test rows that each slot read at the end
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from moecli.errors import ArtifactError
+from moecli.plan import Slots
 from moecli.record.folder import CHANGED, Fields, read_regular, write_whole
 from moecli.routing import Routing, Usage
 from moecli.tasks.task import Batch
@@ -96,28 +98,54 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def assignments(routing: Routing, batch: Batch, first_sequence: int, every: int = 1) -> dict[str, np.ndarray]:
+def assignments(
+    routing: Routing, batch: Batch, first_sequence: int, every: int = 1, predicted: Tensor | None = None
+) -> dict[str, np.ndarray]:
     """Who serves each token of a batch, heaviest expert first, with all that it may be held against.
 
     ``sequence`` counts on from ``first_sequence``, and every so many are noted; labels are of the token,
-    or of its example.
+    or of its example.  Where tokens are symbols their ``id`` and the ``target`` after them are noted too, and the
+    ``predicted`` (B, T) one.
     """
     weights = routing.plan.weights.detach()  # (N, E)
     weight, expert = weights.topk(min(MOST_EXPERTS, weights.shape[1]), dim=-1)
     probs = routing.probs.detach()
+    top = probs.topk(min(2, probs.shape[1]), dim=-1).values
     arrays = {
         "expert": expert.masked_fill(weight <= 0, -1).short(),
         "weight": weight.float(),
         "entropy": torch.special.entr(probs).sum(-1).float(),
+        "margin": (top[:, 0] - top[:, 1:].sum(-1)).float(),  # of the gate's first over its second
         "position": routing.position.int(),
         "sequence": (routing.example + first_sequence).int(),
         "document": batch.document[routing.example].int(),
     }
+    if probs.shape[1] == 3:
+        arrays["probs"] = probs.float()  # (N, 3) a point of a triangle
+    if routing.logits is not None:
+        arrays["logsumexp"] = routing.logits.detach().logsumexp(-1).float()
+    if not batch.x.is_floating_point():
+        symbols = {"id": batch.x, "target": batch.target, "predicted": predicted}
+        arrays |= {
+            n: value[routing.example, routing.position].int() for n, value in symbols.items() if value is not None
+        }
     for name, label in batch.labels.items():
         of_token = label[routing.example] if label.ndim == 1 else label[routing.example, routing.position]
         arrays[f"label_{name}"] = of_token.int()
     kept = arrays["sequence"] % every == 0
     return {name: _array(value[kept]) for name, value in arrays.items()}
+
+
+def slot_averages(plan: Slots, x: Tensor) -> dict[str, np.ndarray]:
+    """What each slot reads of rows x (N, D), all of one group: their ``mean`` by its weights (E, P, D), its largest
+    ``weight`` (E, P), the ``effective`` number of rows 1 / sum of squared weights (E, P), and beside them what uniform
+    weights would read, ``uniform`` (D,), of so many ``rows`` ().
+    """
+    into = plan.into.detach()  # (N, E, P)
+    mean = torch.einsum("nep,nd->epd", into, x.to(into))
+    effective = 1 / into.square().sum(0)
+    found = {"mean": mean, "weight": into.amax(0), "effective": effective, "uniform": x.mean(0)}
+    return {**{name: _array(value) for name, value in found.items()}, "rows": np.array(len(x))}
 
 
 def _step(file: Path) -> int:
@@ -144,7 +172,11 @@ class TraceReader:
         return [_step(file) for file in files if file.stem.rsplit("-", 1)[1].isdecimal()]
 
     def tokens(self, layer: str, split: str, step: int | None = None) -> dict[str, np.ndarray]:
-        """expert, weight (n, K), entropy, position, sequence, document, label_* (n,); the last step by default."""
+        """expert, weight (n, K), entropy, margin, position, sequence, document, label_* (n,); the last step by default.
+
+        Beside them logsumexp (n,) of a gate's logits, probs (n, 3) of a gate over three experts, and id, target,
+        predicted (n,) where tokens are symbols; runs made before these were recorded lack them.
+        """
         steps = self.steps(layer, split)
         if not steps:
             return {}
@@ -158,6 +190,10 @@ class TraceReader:
     def responsibilities(self) -> dict[str, np.ndarray]:
         """resp (n, E) of test rows, and where they can be drawn x (n, 1 or 2) and target."""
         return self._single("responsibilities")
+
+    def slots(self, layer: str) -> dict[str, np.ndarray]:
+        """What ``slot_averages`` made of a layer of soft slots over whole examples."""
+        return self._single(f"{layer}/slots")
 
     def frames(self) -> list[tuple[int, dict[str, np.ndarray]]]:
         """(step, expert and prob (M,) over the plane's rows), in order."""

@@ -11,7 +11,7 @@ import scipy.stats
 
 from moecli.analysis.bands import Band, band
 from moecli.plots import pareto, seed_curves
-from moecli.plots.figure import save
+from moecli.plots.figure import Picture, save
 from moecli.plots.pareto import Point, Words
 from moecli.record.folder import Run
 from tests.report.payloads import PAYLOADS
@@ -63,12 +63,12 @@ def test_every_row_is_in_the_legend_whatever_it_is_called(start, tmp_path):
     points = [Point(name, 100.0 * (1 + n % 5), 0.1 * n, 0.05, n % 3 == 0) for n, name in enumerate(names)]
     figure = pareto.pareto(points, Words(names[0], names[1], names[2], names[3], names[4], 0.3))
     assert len(legend_of(figure)) == len(names) == 12
-    save(figure, tmp_path / "pareto")
+    save(Picture(figure, {}), tmp_path / "pareto")
     bands = {name: Band([1, 2, 3], [0.1, 0.2, 0.3 + n], [0.1, math.nan, 0.1], 2) for n, name in enumerate(names)}
     figure = seed_curves.seed_curves(bands, WORDS)
     assert len(legend_of(figure)) == seed_curves.MOST < 12
     assert "the first 8 of 12 rows" in " ".join(figure.get_suptitle().split())
-    save(figure, tmp_path / "curves")
+    save(Picture(figure, {}), tmp_path / "curves")
     assert len(seed_curves.numbers(bands)["row"]) == 36 and pareto.numbers(points)["row"] == names
 
 
@@ -82,7 +82,7 @@ def test_every_row_is_in_the_legend_whatever_it_is_called(start, tmp_path):
     ],
 )
 def test_few_points_are_drawn_too(points, tmp_path):
-    assert save(pareto.pareto(points, WORDS), tmp_path / "pareto").stat().st_size > 1000
+    assert save(Picture(pareto.pareto(points, WORDS), {}), tmp_path / "pareto").stat().st_size > 1000
 
 
 def test_the_front_is_a_staircase_through_the_rows_on_it_and_equal_flops_stand_apart():

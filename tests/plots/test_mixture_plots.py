@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 import moecli
 from moecli.errors import UsageError
 from moecli.plots import film, fit, gates, likelihood, responsibility, selection, tree
-from moecli.plots.figure import house_style
 from moecli.plots.gallery import draw_all
 from moecli.plots.plane import Plane, belief
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
+
+from .looks import assert_clear, texts
 
 E = 4
 STEPS = (0, 1, 2, 5)
@@ -70,10 +68,6 @@ def mixture(path: Path, experts: int = E, features: int = 2, gate: str = "tree",
     return Run(path)
 
 
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text)]
-
-
 def test_each_is_drawn_where_it_applies_and_only_there(tmp_path: Path) -> None:
     kinds = ["film", "fit", "gates", "likelihood", "responsibility", "tree"]
     plane = draw_all(mixture(tmp_path / "plane"), kinds)
@@ -95,7 +89,7 @@ def test_each_is_drawn_where_it_applies_and_only_there(tmp_path: Path) -> None:
 
 
 def test_likelihoods_rise_under_their_names_and_a_fall_is_crossed(tmp_path: Path) -> None:
-    top, bottom = likelihood.draw(mixture(tmp_path / "r"))["likelihood"].axes
+    top, bottom = likelihood.draw(mixture(tmp_path / "r"))["likelihood"].figure.axes
     shown = {line.get_label(): line.get_ydata().tolist() for line in top.lines}
     assert shown == {"log p(y | x)": [-3.0, -2.0, -1.5, -1.6, -1.4], "log p(x, y)": [-4.0, -3.0, -2.5, -2.4, -2.3]}
     crosses = [line.get_xydata().tolist() for line in bottom.lines if line.get_marker() == "x"]
@@ -108,13 +102,13 @@ def test_one_likelihood_is_drawn_where_the_gate_does_not_model_x(tmp_path: Path)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     same = [{**line, "value": 1 / (1 + line["step"])} for line in lines]
     (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in same))
-    top = likelihood.draw(run)["likelihood"].axes[0]
+    top = likelihood.draw(run)["likelihood"].figure.axes[0]
     assert [line.get_label() for line in top.lines] == ["log p(y | x)"]
 
 
 def test_the_band_is_a_deviation_to_each_side(tmp_path: Path) -> None:
     run = mixture(tmp_path / "r", features=1, gate="linear")
-    (band,) = fit.draw(run)["fit"].axes[0].collections
+    (band,) = fit.draw(run)["fit"].figure.axes[0].collections
     edges = band.get_paths()[0].vertices
     at_end = edges[np.isclose(edges[:, 0], 1.0), 1]
     assert at_end.max() == pytest.approx(1.25) and at_end.min() == pytest.approx(0.75)
@@ -123,7 +117,7 @@ def test_the_band_is_a_deviation_to_each_side(tmp_path: Path) -> None:
 def test_histograms_of_a_tree_count_every_row_and_leaves_are_named(tmp_path: Path) -> None:
     run = mixture(tmp_path / "r")
     resp = np.load(run.path / "routing/responsibilities.npz")["resp"]
-    figure = tree.draw(run)["tree"]
+    figure = tree.draw(run)["tree"].figure
     written = texts(figure)
     assert {f"e{e}" for e in range(E)} <= set(written) and "200 rows" in written
     shares = [resp[:, :2].sum(1), resp[:, 2:].sum(1), *resp.T]  # two nodes, then four leaves
@@ -143,13 +137,13 @@ def test_histograms_of_a_tree_count_every_row_and_leaves_are_named(tmp_path: Pat
 
 
 def test_a_wide_tree_says_which_levels_it_leaves_out(tmp_path: Path) -> None:
-    figure = tree.draw(mixture(tmp_path / "r", experts=32))["tree"]
+    figure = tree.draw(mixture(tmp_path / "r", experts=32))["tree"].figure
     assert "1 deeper levels not shown" in figure.get_suptitle() and len(figure.axes[0].containers) == 30
 
 
 def test_bars_are_mean_gates_and_missing_experts_count_as_zero(tmp_path: Path) -> None:
     run = mixture(tmp_path / "r")
-    figure = gates.draw(run)["gates-voice"]
+    figure = gates.draw(run)["gates-voice"].figure
     tokens = np.load(run.path / "routing/layer0/tokens-test-00000006.npz")
     by_hand = np.zeros((200, E))
     for row, (experts, weights) in enumerate(zip(tokens["expert"], tokens["weight"], strict=True)):
@@ -165,7 +159,7 @@ def test_bars_are_mean_gates_and_missing_experts_count_as_zero(tmp_path: Path) -
 def test_colours_mix_by_responsibility(tmp_path: Path) -> None:
     run = mixture(tmp_path / "r")
     arrays(run.path / "routing/responsibilities.npz", resp=np.eye(E)[[0, 1, 1]], x=np.eye(3)[:, :2], target=np.ones(3))
-    (points,) = responsibility.draw(run)["responsibility"].axes[0].collections
+    (points,) = responsibility.draw(run)["responsibility"].figure.axes[0].collections
     first, second, third = points.get_facecolor()[:, :3]
     assert (second == third).all() and not np.allclose(first, second)
     np.testing.assert_allclose(first, [0, 0x72 / 255, 0xB2 / 255])  # the first of Okabe and Ito
@@ -198,7 +192,7 @@ def test_a_plane_lies_as_an_image_and_anything_else_is_none() -> None:
 
 def test_criteria_over_experts_ring_the_lowest(tmp_path: Path) -> None:
     runs = [mixture(tmp_path / str(experts), experts) for experts in (2, 4, 8)]
-    axes = selection.over_experts(runs).axes[0]
+    axes = selection.over_experts(runs).figure.axes[0]
     lines = {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
     assert list(lines) == ["AIC", "BIC", "ICL"]
     np.testing.assert_allclose(lines["BIC"], [[e, 310 / e + 20 * e] for e in (2, 4, 8)])
@@ -216,28 +210,15 @@ def test_criteria_over_experts_ring_the_lowest(tmp_path: Path) -> None:
 def test_no_texts_overlap_or_leave_the_figure(kind: str, tmp_path: Path) -> None:
     run = mixture(tmp_path / "r", experts=16 if kind == "tree" else E, features=1 if kind == "fit" else 2)
     drawn = {
-        "tree": lambda: tree.draw(run)["tree"],
-        "gates": lambda: gates.draw(run)["gates-voice"],
-        "likelihood": lambda: likelihood.draw(run)["likelihood"],
-        "responsibility": lambda: responsibility.draw(run)["responsibility"],
+        "tree": lambda: tree.draw(run)["tree"].figure,
+        "gates": lambda: gates.draw(run)["gates-voice"].figure,
+        "likelihood": lambda: likelihood.draw(run)["likelihood"].figure,
+        "responsibility": lambda: responsibility.draw(run)["responsibility"].figure,
         "film": lambda: film.draw(run)["film"].figure,
-        "criteria": lambda: selection.over_experts([run, mixture(tmp_path / "s", 8)]),
-        "fit": lambda: fit.draw(run)["fit"],
+        "criteria": lambda: selection.over_experts([run, mixture(tmp_path / "s", 8)]).figure,
+        "fit": lambda: fit.draw(run)["fit"].figure,
     }[kind]()
-    with house_style():
-        drawn.canvas.draw()
-    shown = [text for text in drawn.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    assert min(text.get_fontsize() for text in shown) >= 8
-    ticks = {
-        label for axes in drawn.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")
-    }
-    found = [(text.get_text(), Text.get_window_extent(text)) for text in shown if text not in ticks]
-    assert len(found) >= 5
-    for (one, box), (other, near) in itertools.combinations(found, 2):
-        room = min(box.x1, near.x1) - max(box.x0, near.x0), min(box.y1, near.y1) - max(box.y0, near.y0)
-        assert min(room) < 0.5, (one, other)  # pixels
-    for text, box in found:
-        assert box.x0 > -1 and box.x1 < drawn.bbox.x1 + 1 and box.y0 > -1 and box.y1 < drawn.bbox.y1 + 1, text
+    assert_clear(drawn, fewest=5)
 
 
 @pytest.mark.parametrize("trainer", ["em", "gradient"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import re
@@ -21,9 +20,11 @@ from matplotlib.text import Text
 
 from moecli.errors import ArtifactError, UsageError
 from moecli.plots import curves, fit, labels, load, regions
-from moecli.plots.figure import house_style, safe, smooth, stem
-from moecli.plots.gallery import draw_all, kinds, pictures
+from moecli.plots.figure import safe, smooth, stem
+from moecli.plots.gallery import STANDARD, draw_all, kinds, pictures
 from moecli.record.folder import Run
+
+from .looks import assert_clear, texts
 
 HOSTILE = [
     r"$\frac{1$",
@@ -130,29 +131,25 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
     root = tmp_path_factory.mktemp("runs")
     few, many = digits(root / "digits"), digits(root / "many", num_experts=20)
     return {
-        "curves": curves.draw(few)["curves"],
-        "load": load.draw(few)["load-0"],
-        "load of sixteen": load.draw(digits(root / "sixteen", num_experts=16))["load-0"],
-        "load of many": load.draw(many)["load-0"],
-        "labels": labels.draw(few)["labels-0-class"],
-        "labels of many": labels.draw(many)["labels-0-class"],
-        "regions": regions.draw(plane(root / "classes", "classification"))["regions"],
-        "regions of values": regions.draw(plane(root / "values", "regression"))["regions"],
-        "regions of hostile": regions.draw(plane(root / "hostile", "classification", HOSTILE))["regions"],
-        "fit": fit.draw(line(root / "line"))["fit"],
-        "fit of many": fit.draw(line(root / "lines", num_experts=20))["fit"],
+        "curves": curves.draw(few)["curves"].figure,
+        "load": load.draw(few)["load-0"].figure,
+        "load of sixteen": load.draw(digits(root / "sixteen", num_experts=16))["load-0"].figure,
+        "load of many": load.draw(many)["load-0"].figure,
+        "labels": labels.draw(few)["labels-0-class"].figure,
+        "labels of many": labels.draw(many)["labels-0-class"].figure,
+        "regions": regions.draw(plane(root / "classes", "classification"))["regions"].figure,
+        "regions of values": regions.draw(plane(root / "values", "regression"))["regions"].figure,
+        "regions of hostile": regions.draw(plane(root / "hostile", "classification", HOSTILE))["regions"].figure,
+        "fit": fit.draw(line(root / "line"))["fit"].figure,
+        "fit of many": fit.draw(line(root / "lines", num_experts=20))["fit"].figure,
     }
 
 
-def texts(figure: Figure) -> list[str]:
-    """All that is written in a figure."""
-    return [text.get_text() for text in figure.findobj(Text)]
-
-
 def test_every_kind_draws_from_its_data_and_nothing_without(tmp_path: Path) -> None:
-    assert list(kinds()) == [
-        "curves", "film", "fit", "gates", "labels", "likelihood", "load", "regions", "responsibility", "tree",
-    ]  # fmt: skip
+    assert set(kinds()) == {
+        *STANDARD, "coactivation", "confidence", "flow", "layers", "saturation", "simplex", "slots", "text", "vocabulary",
+    }  # fmt: skip
+    assert len(STANDARD) == 10
     assert all(len(line) > 20 for line in kinds().values())
     whole = [digits(tmp_path / "d"), line(tmp_path / "l"), plane(tmp_path / "p", "classification")]
     paths = [path for run in whole for path in draw_all(run)]
@@ -165,7 +162,7 @@ def test_every_kind_draws_from_its_data_and_nothing_without(tmp_path: Path) -> N
 def test_an_interrupted_run_has_curves_without_chance(tmp_path: Path) -> None:
     run = digits(tmp_path / "d")
     (run.path / "summary.json").unlink()
-    assert not any("chance" in text for text in texts(curves.draw(run)["curves"]))
+    assert not any("chance" in text for text in texts(curves.draw(run)["curves"].figure))
 
 
 def test_unknown_kind_names_the_nearest(tmp_path: Path) -> None:
@@ -219,41 +216,12 @@ def test_as_many_names_as_experts(drawn: dict[str, Figure], kind: str, count: in
     assert names == {f"e{expert}" for expert in range(count)}
 
 
-def boxes(figure: Figure) -> list[tuple[str, object]]:
-    """What is written where, after a rendering at the figure's own resolution."""
-    with house_style():
-        figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    written = set(figure.findobj(Text)) - hidden_labels(figure)
-    # of an annotation the text alone, without its arrow
-    return [(text.get_text(), Text.get_window_extent(text, renderer)) for text in written if text.get_text().strip()]
-
-
-def hidden_labels(figure: Figure) -> set[Text]:
-    """Tick labels outside the limits, or switched off: kept, but not drawn."""
-    every, shown = set(), set()
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        every |= {label for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)}
-        every |= {label for tick in axis.get_minor_ticks() for label in (tick.label1, tick.label2)}
-        drawn = [label for tick in axis._update_ticks() for label in (tick.label1, tick.label2)]
-        shown |= {label for label in drawn if label.get_visible()}
-    return every - shown
-
-
 OVERLAP_FREE = ["curves", "load", "load of sixteen", "load of many", "labels", "regions", "regions of hostile", "fit"]
 
 
 @pytest.mark.parametrize("kind", [*OVERLAP_FREE, "regions of values"])
 def test_no_texts_overlap_or_leave_the_figure(drawn: dict[str, Figure], kind: str) -> None:
-    found = boxes(drawn[kind])
-    assert len(found) > 10
-    for (one, box), (other, near) in itertools.combinations(found, 2):
-        room_x = min(box.x1, near.x1) - max(box.x0, near.x0)
-        room_y = min(box.y1, near.y1) - max(box.y0, near.y0)
-        assert min(room_x, room_y) < 0.5, (one, other)  # pixels
-    whole = drawn[kind].bbox
-    for text, box in found:
-        assert box.x0 > -1 and box.x1 < whole.x1 + 1 and box.y0 > -1 and box.y1 < whole.y1 + 1, text
+    assert_clear(drawn[kind])
 
 
 def test_shares_equal_those_by_hand(tmp_path: Path) -> None:
@@ -261,7 +229,7 @@ def test_shares_equal_those_by_hand(tmp_path: Path) -> None:
     path = folder(tmp_path / "r", 2)
     asked, served = np.array([[4, 4], [6, 2]]), np.array([[4, 4], [4, 2]])
     arrays(path / "routing/0/usage-00000000.npz", step=np.array([0, 10]), asked=asked, served=served)
-    top, bottom = load.draw(Run(path))["load-0"].axes
+    top, bottom = load.draw(Run(path))["load-0"].figure.axes
     assert [list(line.get_ydata()) for line in top.lines[:2]] == [[1 / 2, pytest.approx(2 / 3)], [1 / 2, 1 / 3]]
     assert list(bottom.lines[-1].get_ydata()) == [0, 25]
 
@@ -272,7 +240,7 @@ def test_label_shares_equal_those_by_hand(tmp_path: Path) -> None:
     expert, weight = np.array([[0, -1], [0, 1], [1, -1], [-1, -1]]), np.array([[2, 9], [0.3, 0.1], [0.5, 0], [0, 0]])
     label = np.array([0, 0, 2, 1])
     arrays(path / "routing/0/tokens-valid-00000007.npz", expert=expert, weight=weight, label_class=label)
-    figure = labels.draw(Run(path))["labels-0-class"]
+    figure = labels.draw(Run(path))["labels-0-class"].figure
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), [[87.5, 12.5], [0, 100], [175 / 3, 125 / 3]], rtol=1e-6)
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a · 2", "c · 1", "all · 3"]
@@ -280,25 +248,25 @@ def test_label_shares_equal_those_by_hand(tmp_path: Path) -> None:
 
 
 def test_forty_of_many_label_values_are_shown(tmp_path: Path) -> None:
-    figure = labels.draw(digits(tmp_path / "d", [f"word {i}" for i in range(90)]))["labels-0-class"]
+    figure = labels.draw(digits(tmp_path / "d", [f"word {i}" for i in range(90)]))["labels-0-class"].figure
     assert len(figure.axes[0].get_yticks()) == 41
     assert "the 40 most frequent of 90 values" in figure.get_suptitle().replace("\n", " ")
 
 
 def test_regions_stand_where_the_grid_says(tmp_path: Path) -> None:
     """The prediction is x itself: it grows to the right and is the same in each row."""
-    axes = regions.draw(plane(tmp_path / "p", "regression"))["regions"].axes[1]
+    axes = regions.draw(plane(tmp_path / "p", "regression"))["regions"].figure.axes[1]
     image = axes.images[0].get_array()
     np.testing.assert_allclose(image, np.tile(np.linspace(-1, 1, 31), (31, 1)))
 
 
 def test_fit_does_without_the_experts_lines(tmp_path: Path) -> None:
-    top = fit.draw(line(tmp_path / "l", with_experts=False))["fit"].axes[0]
+    top = fit.draw(line(tmp_path / "l", with_experts=False))["fit"].figure.axes[0]
     assert [drawn.get_label() for drawn in top.lines] == ["test points", "mixture"]
 
 
 def test_fit_is_strong_where_the_gate_prefers_the_expert(tmp_path: Path) -> None:
-    top = fit.draw(line(tmp_path / "l", num_experts=2))["fit"].axes[0]
+    top = fit.draw(line(tmp_path / "l", num_experts=2))["fit"].figure.axes[0]
     strong = [~np.isnan(drawn.get_ydata()) for drawn in top.lines if drawn.get_linewidth() > 2]
     assert len(strong) == 2 and np.all(strong[0] ^ strong[1])
 
@@ -309,12 +277,12 @@ def test_hostile_labels_neither_raise_nor_vanish(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len([path for run in runs for path in draw_all(run)]) == 4
-    rows = [tick.get_text() for tick in labels.draw(runs[0])["labels-0-class"].axes[0].get_yticklabels()]
+    rows = [tick.get_text() for tick in labels.draw(runs[0])["labels-0-class"].figure.axes[0].get_yticklabels()]
     assert [row.rpartition(" · ")[2] for row in rows] == ["30"] * 10 + ["300"]
     assert len(set(rows)) == 11
-    legend = regions.draw(runs[1])["regions"].legends[1]
+    legend = regions.draw(runs[1])["regions"].figure.legends[1]
     assert len(legend.get_texts()) == len(HOSTILE)
-    assert any(r"\frac" in text for text in texts(curves.draw(runs[0])["curves"]))
+    assert any(r"\frac" in text for text in texts(curves.draw(runs[0])["curves"].figure))
 
 
 def test_hostile_layers_and_label_names_stay_in_the_folder(tmp_path: Path) -> None:
@@ -343,6 +311,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd")), len(list((run.path / "plots").iterdir()))
     draw_all(run, ["load"])
     (run.path / "plots/load-0.png").unlink()
+    (run.path / "plots/load-0.csv").unlink()
     gc.collect()
     assert (len(os.listdir("/proc/self/fd")), len(list((run.path / "plots").iterdir()))) == before
     assert not _pylab_helpers.Gcf.figs
