@@ -20,7 +20,21 @@ from typing import NoReturn
 
 import typer
 
-from moecli.cli import compare, completion, criteria, doctor, eval, ls, new, plot, predict, replicate, show, train
+from moecli.cli import (
+    compare,
+    completion,
+    criteria,
+    doctor,
+    eval,
+    explain,
+    ls,
+    new,
+    plot,
+    predict,
+    replicate,
+    show,
+    train,
+)
 from moecli.errors import EnvironmentFailure, Interrupted, MoeError
 
 STDOUT = "standard output"
@@ -38,6 +52,7 @@ app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("criteria", epilog=criteria.EPILOG)(criteria.criteria)
+app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("plot", epilog=plot.EPILOG)(plot.plot)
 app.command("replicate", epilog=replicate.EPILOG)(replicate.replicate)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)

@@ -16,6 +16,7 @@ EPILOG = example(
     "moe show task=table task.path=FILE task.target=COLUMN",
     "moe show RUN",
     "moe show RUN --bootstrap 200",
+    "moe show RUN... --measures",
 )
 
 
@@ -24,7 +25,7 @@ def show(
         list[str],
         typer.Argument(
             metavar="WHAT",
-            help="GROUP=OPTION, of a task with its KEY=VALUE, or a run folder.",
+            help="GROUP=OPTION, of a task with its KEY=VALUE, or a run folder (several with --measures).",
             autocompletion=completion.what,
         ),
     ],
@@ -32,10 +33,16 @@ def show(
     bootstrap: Annotated[
         int, typer.Option(min=0, metavar="N", help="Of a classical mixture: standard errors from N refits.")
     ] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Of a classical mixture: its tables as JSON.")] = False,
+    measures: Annotated[
+        bool, typer.Option("--measures", help="All that is measured of what a run's experts do, beside chance.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Of a classical mixture its tables, or the measures.")] = False,
 ) -> None:
     """Explain a part (formula, claims, needs, options, papers as BibTeX), a task's data, or a run."""
     use(plugin)
+    if measures:
+        _measures([Path(path) for path in what], json)
+        return
     group, equals, option = what[0].partition("=")
     if equals and (bootstrap or json):
         raise UsageError(
@@ -105,6 +112,25 @@ def _json(run, bootstrap: int) -> None:  # a record.folder.Run, imported late
         )
     content = {"criteria": run.summary["criteria"], "coefficients": coefficients.records(found), "notes": found.notes}
     print(to_json(content).decode())
+
+
+def _measures(paths: list[Path], json: bool) -> None:
+    from moecli.analysis.measures import above_chance, measures, replicated
+    from moecli.cli.train import show_lines
+    from moecli.record.folder import Run, to_json
+    from moecli.report.measures import lines, records, replicate_lines
+
+    runs = [Run(path) for path in paths]
+    frames = [measures(run) for run in runs]
+    frame = frames[0] if len(frames) == 1 else replicated(frames)
+    if json:
+        print(to_json(records(frame)).decode())
+    elif len(frames) > 1:
+        show_lines(replicate_lines(frame))
+    else:
+        above = list(above_chance(runs[0]))
+        title = " above chance, with 5 % of these calls false:"
+        show_lines([*lines(frame), *(["", title, *(f"  {line}" for line in above)] if above else [])])
 
 
 def _task(words: list[str]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,16 +44,22 @@ def evaluate(
         found = task.kind.score(output.prediction, batch.target)
         found |= {} if batch.weight is None else {"weight": batch.weight}
         scores.append({k: v.cpu() for k, v in found.items()})
+        symbols = _predicted(output.prediction) if trace else None
         for name, routing in output.routings.items() if trace else ():
             result.usage[name] = routing.usage + result.usage[name] if name in result.usage else routing.usage
             tokens = task.sizes[split] * len(routing.example) // len(batch.x)  # in the whole split
             every = math.ceil(tokens / MOST_TOKENS)
-            result.tokens.setdefault(name, []).append(assignments(routing, batch, seen, every))
+            result.tokens.setdefault(name, []).append(assignments(routing, batch, seen, every, symbols))
         seen += len(batch.x)
     model.train(was_training)
     result.scores = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     result.metrics = task.kind.summarise(result.scores)
     return result
+
+
+def _predicted(prediction: Any) -> torch.Tensor | None:
+    """The likeliest next symbol at every place (B, T); None where tokens are no symbols."""
+    return prediction.argmax(-1) if isinstance(prediction, torch.Tensor) and prediction.ndim == 3 else None
 
 
 @contextmanager

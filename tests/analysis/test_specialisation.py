@@ -1,4 +1,4 @@
-"""What experts specialised in, against brute force, and against what chance alone would give."""
+"""What experts specialised in, against brute force; ``test_chance.py`` has the chance level."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from moecli.analysis import specialisation
 from moecli.analysis.specialisation import by_label, entropy, nmi, nmi_against_chance, serves, shares
 from moecli.training.health import effective_experts
+from tests.analysis.test_chance import world
 
 
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1), st.floats(0, 1))
@@ -76,41 +76,6 @@ def test_entropy_and_effective_experts():
 # -- chance -------------------------------------------------------------------------------------------
 
 
-def world(seed, domains=2, documents=20, tokens=25, experts=4, taste=True, domain=False):
-    """(first expert, label, document): documents have their own taste for experts, domains have none (or have)."""
-    draw = np.random.default_rng(seed)
-    document = np.repeat(np.arange(documents), tokens)
-    label = (np.arange(documents) % domains)[document]
-    liking = draw.dirichlet(np.full(experts, 0.3), documents) if taste else np.full((documents, experts), 1 / experts)
-    if domain:
-        liking = np.eye(experts)[np.arange(documents) % domains] * 0.7 + 0.3 * liking
-    first = np.array([draw.choice(experts, p=liking[d]) for d in document])
-    return first, label, document
-
-
-def surprising(found):
-    return abs(found.value - found.chance) > 2 * found.chance_sd
-
-
-def test_chance_permutes_documents_because_tokens_are_not_independent(monkeypatch):
-    monkeypatch.setattr(specialisation, "PERMUTATIONS", 25)
-    by_document = by_token = 0
-    for seed in range(100):
-        first, label, document = world(seed)
-        by_document += surprising(nmi_against_chance(first, label, document))
-        by_token += surprising(nmi_against_chance(first, label, np.arange(len(first))))  # each token its own document
-    assert by_document <= 15  # about 5 of 100 lie outside two deviations
-    assert by_token >= 85  # a token-wise null calls nearly everything significant
-
-
-def test_experts_that_follow_the_domain_are_above_chance_in_every_world(monkeypatch):
-    monkeypatch.setattr(specialisation, "PERMUTATIONS", 40)
-    found = [nmi_against_chance(*world(seed, domain=True)) for seed in range(20)]
-    assert all(f.value > f.chance + 3 * f.chance_sd for f in found)
-    flat = [nmi_against_chance(*world(seed, taste=False)) for seed in range(20)]
-    assert sum(map(surprising, flat)) <= 5
-
-
 def test_the_value_is_the_plain_nmi_of_served_tokens_in_any_order():
     first, label, document = world(3)
     first[::7] = -1
@@ -121,13 +86,6 @@ def test_the_value_is_the_plain_nmi_of_served_tokens_in_any_order():
     assert mixed.value == pytest.approx(found.value, abs=1e-12)
     assert nmi_against_chance(first, label, document, seed=0) == found
     assert nmi_against_chance(first, label, document, seed=1) != found
-
-
-def test_documents_of_different_lengths_keep_their_labels_together():
-    draw, blocks = np.random.default_rng(0), [np.full(length, i) for i, length in enumerate((3, 1, 5, 2))]
-    shuffled = specialisation._shuffled(blocks, draw)
-    assert len(shuffled) == 11 and len(np.flatnonzero(np.diff(shuffled))) == 3
-    assert sorted(shuffled) == sorted(np.concatenate(blocks))
 
 
 def test_a_layer_that_serves_nobody_is_no_crash():
