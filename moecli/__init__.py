@@ -1,13 +1,15 @@
-"""The workbench for mixture-of-experts models: ``moecli.train``, ``moecli.load``, ``moecli.runs``."""
+"""The workbench for mixture-of-experts models: ``moecli.train``, ``load``, ``runs`` and ``moecli.sweep.run``."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "runs", "train"]
+__all__ = ["__version__", "load", "runs", "sweep", "train"]
 
 if TYPE_CHECKING:
+    from moecli import sweep
     from moecli.report.records import runs
     from moecli.run import load, train
 
@@ -22,4 +24,6 @@ def __getattr__(name: str) -> Any:
         from moecli.report import records
 
         return records.runs
+    if name == "sweep":
+        return importlib.import_module("moecli.sweep")
     raise AttributeError(f"module 'moecli' has no attribute {name!r}")

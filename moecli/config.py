@@ -375,11 +375,15 @@ def _choices(user: Sequence[Word]) -> dict[str, Any]:
     """{group: option} of the words that choose one; ``[a,b]`` chooses several."""
     chosen: dict[str, Any] = {}
     for word in user:
+        if word.key == "sweep":
+            raise UsageError(
+                f"sweep={shown(word.value)} (command line): a sweep is many runs. Begin it with: moe sweep"
+            )
         if word.key not in registry():
             continue
         if "," in word.value and not word.value.startswith("["):
             raise UsageError(
-                f"{word.key}={shown(word.value)} (command line): a run has one. Train each apart, then: moe compare runs"
+                f"{word.key}={shown(word.value)} (command line): a run has one. Train each of them with: moe sweep"
             )
         several = word.value.startswith("[")
         options = [v.strip() for v in word.value.strip("[]").split(",") if v.strip()]

@@ -10,9 +10,9 @@ import resource
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -294,6 +294,7 @@ class Place:
     quiet: bool = True
     command: str = ""
     pictures: bool = True
+    told: Callable[[int, Mapping[str, float]], None] | None = None  # of each evaluation's step and metrics
 
 
 def train(*words: str, runs: Path | str | None = None, name: str | None = None, quiet: bool = True) -> Run:
@@ -367,7 +368,12 @@ def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
     configuration differs or no checkpoint is intact, DataError where the data differs, ConflictError
     where another process trains it.
     """
-    found = Run(Path(run))
+    return resume_in(Path(run), Place(quiet=quiet), *words)
+
+
+def resume_in(run: Path, place: Place, *words: str) -> Run:
+    """``resume``, shown and drawn as ``place`` says."""
+    found = Run(run)
     stored = config.read(found.path / "config.yaml")
     settings = config.amend(stored, words)
     _refuse_other_run(stored, settings)
@@ -380,7 +386,7 @@ def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
             raise DataError(f"{found.path}: the task's data is not what it began with. Restore the data, or train anew")
         built.warnings += [*passed, *_killed(found.info), *_other_machine(built, found.info)]
         write_whole(found.path / "config.yaml", config.to_yaml(built.config).encode())
-        place = Place(quiet=quiet, command=found.info["command"])
+        place = replace(place, command=found.info["command"])
         return _train_in(found.path, built, place, _carried(found.info, words), saved)
 
 
@@ -419,7 +425,7 @@ def _other_machine(built: Built, info: dict[str, Any]) -> list[str]:
 
 
 def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[str, Any]:
-    record = Recorder(folder, view(folder / "log.txt", place.quiet), _gate_over_grid(built))
+    record = Recorder(folder, view(folder / "log.txt", place.quiet), _gate_over_grid(built), place.told)
     try:
         for text in built.warnings:
             record.warn(text)

@@ -28,9 +28,15 @@ from moecli.config import (
 
 def part_lines(group: str, option: str) -> list[str]:
     """What ``moe show GROUP=OPTION`` prints.  Raises UsageError with the nearest name."""
-    if group == "experiment":
-        lines = [f" {line}" for line in header(option) if not line.startswith("paper: ")]
-        return [f" {option} ·{lines[0]}", *lines[1:], *_papers(group, option)]
+    if group in ("experiment", "sweep"):
+        lines = [f" {line}" for line in header(option, group) if not line.startswith("paper: ")]
+        words = raw_node(group, option).items() if group == "sweep" else ()
+        return [
+            f" {option} ·{lines[0]}",
+            *lines[1:],
+            *(f"   {key}={text(value)}" for key, value in words),
+            *_papers(group, option),
+        ]
     node = option_node(group, option)
     cls = part_class(node)
     lines = [f" {option} · {describe(group, option)}", "", *textwrap.indent(_doc(cls), " ").split("\n"), ""]
@@ -46,9 +52,9 @@ def _doc(cls: Any) -> str:
     return doc.split("\n")[0] if cls.__module__.startswith("torch.") else doc
 
 
-def header(experiment: str) -> list[str]:
+def header(name: str, group: str = "experiment") -> list[str]:
     """What an experiment's file says before its first key: what it is, its claim, command, cost, last result, paper."""
-    lines = find("experiment", experiment).read_text(encoding="utf-8").splitlines()
+    lines = find(group, name).read_text(encoding="utf-8").splitlines()
     return [line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")]
 
 

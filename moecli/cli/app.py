@@ -33,6 +33,7 @@ from moecli.cli import (
     predict,
     replicate,
     show,
+    sweep,
     train,
 )
 from moecli.errors import EnvironmentFailure, Interrupted, MoeError
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("criteria", epilog=criteria.EPILOG)(criteria.criteria)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)

@@ -18,11 +18,18 @@ from moecli.routing import Usage
 class Recorder:
     """Metrics and timings a line each, the routing trace, and the view.
 
-    ``watch`` says what the gate believes over a plane, (M, E), where there is one to film.
+    ``watch`` says what the gate believes over a plane, (M, E), where there is one to film; ``told`` hears the step
+    and the metrics of each evaluation, and may end the training by raising Interrupted.
     """
 
-    def __init__(self, folder: Path, view: View, watch: Callable[[], Tensor] | None = None):
-        self.folder, self.view, self.watch = folder, view, watch
+    def __init__(
+        self,
+        folder: Path,
+        view: View,
+        watch: Callable[[], Tensor] | None = None,
+        told: Callable[[int, Mapping[str, float]], None] | None = None,
+    ):
+        self.folder, self.view, self.watch, self.told = folder, view, watch, told
         self.refresh: Callable[[], None] = lambda: None  # who trains a copy of the model brings the model up to date
         self.metrics, self.timing = LineFile(folder / "metrics.jsonl"), LineFile(folder / "timing.jsonl")
         self.trace, self.progress = Trace(folder), Progress()
@@ -62,6 +69,8 @@ class Recorder:
         self.timing.append([{"step": step, "name": "seconds", "value": time.monotonic() - self.progress.started}])
         self.progress.step, self.progress.valid = step, note
         self.view.evaluated(self.progress)
+        if self.told is not None:
+            self.told(step, metrics)
 
     def warn(self, text: str) -> None:
         self.progress.warnings.append(text)

@@ -10,7 +10,8 @@ from moecli.cli import show
 from moecli.errors import UsageError
 from moecli.types import PositiveInt, Seed
 
-PARTS = [(group, option) for group in config.registry() if group != "experiment" for option in config.registry()[group]]
+NO_PARTS = ("experiment", "sweep")
+PARTS = [(group, option) for group in config.registry() if group not in NO_PARTS for option in config.registry()[group]]
 WITH_FORMULA = ("router", "gate", "family", "auxiliary")
 ENTRY = re.compile(
     r"@(article|inproceedings|misc|book|phdthesis|techreport|incollection)\{[a-z0-9]+,\n(  \w+ = \{.+\},\n)+\}"
