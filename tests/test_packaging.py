@@ -81,6 +81,8 @@ def test_the_wheel_holds_every_option(wheel):
     assert (wheel / "moecli/conf/references.bib").read_bytes() == (ROOT / "conf/references.bib").read_bytes()
     templates = {f.name for f in (ROOT / "moecli/cli/templates").iterdir()}
     assert len(templates) >= 3 and {f.name for f in (wheel / "moecli/cli/templates").iterdir()} == templates
+    page = {f.name for f in (ROOT / "moecli/report/page").iterdir() if f.suffix in (".html", ".css", ".js")}
+    assert len(page) == 3 and page <= {f.name for f in (wheel / "moecli/report/page").iterdir()}
     modules = {str(f.relative_to(ROOT)) for f in (ROOT / "moecli").rglob("*.py")}
     assert {str(f.relative_to(wheel)) for f in wheel.rglob("*.py")} == modules
 

@@ -32,6 +32,7 @@ from moecli.cli import (
     plot,
     predict,
     replicate,
+    report,
     show,
     sweep,
     train,
@@ -56,6 +57,7 @@ app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("criteria", epilog=criteria.EPILOG)(criteria.criteria)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("plot", epilog=plot.EPILOG)(plot.plot)
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("replicate", epilog=replicate.EPILOG)(replicate.replicate)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
 app.command("show", epilog=show.EPILOG)(show.show)
