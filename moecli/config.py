@@ -759,7 +759,7 @@ def _said(error: Any) -> str:
 
 PART_PACKAGES = tuple(
     f"moecli.{package}."
-    for package in ("tasks", "models", "gates", "routers", "experts", "families", "losses", "training")
+    for package in ("tasks", "models", "gates", "routers", "experts", "families", "heads", "losses", "training")
 )
 
 
@@ -884,6 +884,7 @@ def read(file: Path) -> Config:
 MOST_BYTES = 200_000  # of a stored configuration; ours have about 3,000
 MOST_DEPTH = 50  # of its mappings and lists; ours have up to 7
 GIVE = "Give the config.yaml of a run folder"
+OPTIONAL = ("gate", "family", "head")  # what no part of a combination may ask for
 
 
 def _whole(config: Config) -> bool:
@@ -892,8 +893,9 @@ def _whole(config: Config) -> bool:
     if not isinstance(choices, dict) or not all(isinstance(key, str) for key in config):
         return False
     terms = config.get("auxiliary")
-    parts = [config.get(group) for group, option in _defaults().items() if isinstance(option, str) and group != "gate"]
-    optional = [part for part in (config.get("gate"), config.get("family")) if part is not None]
+    groups = [group for group, option in _defaults().items() if isinstance(option, str) and group not in OPTIONAL]
+    parts = [config.get(group) for group in groups]
+    optional = [part for part in map(config.get, OPTIONAL) if part is not None]
     return (
         isinstance(terms, dict)
         and all(name in config for name in _settings())

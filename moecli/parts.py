@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from moecli.config import Config, build
+from moecli.config import Config, build, option_node
 from moecli.errors import UsageError
+from moecli.heads.head import Head
 from moecli.mixture import SHARED_MIXES, MixtureDensity, MixtureOfExperts
 
 
@@ -46,6 +47,12 @@ class Parts:
             return MixtureOfExperts(router, experts)
         together = build(nodes["expert"], **context, num_experts=shared)
         return MixtureOfExperts(router, experts, SHARED_MIXES[shared_mix](together, dim))
+
+    def head(self, dim: int, vocab_size: int) -> Head:
+        """What a language model says of the next word, from a state of ``dim`` features."""
+        self.used.add("head")
+        node = self.config.get("head") or option_node("head", "softmax")  # as runs had it before there was a choice
+        return build(node, dim=dim, out=vocab_size)
 
     def density(self, name: str, dim: int, out: int) -> MixtureDensity:
         """The one layer of a classical mixture."""

@@ -39,15 +39,20 @@ class Tokens:
 
     @classmethod
     def sequences(
-        cls, x: Tensor, ids: Tensor | None = None, known: Mapping[str, Tensor] | None = None, window: int = 2
+        cls,
+        x: Tensor,
+        ids: Tensor | None = None,
+        known: Mapping[str, Tensor] | None = None,
+        window: int = 2,
+        start: int = 0,
     ) -> Tokens:
         """Sequences (B, T, *item) with ids (B, T); each sequence is one example and one group.
 
-        What is ``known`` is of each example (B,) or of each token (B, T).
+        What is ``known`` is of each example (B,) or of each token (B, T).  Their first position is ``start``.
         """
         b, t = x.shape[:2]
         example = torch.arange(b, device=x.device).repeat_interleave(t)
-        position = torch.arange(t, device=x.device).repeat(b)
+        position = torch.arange(start, start + t, device=x.device).repeat(b)
         if ids is not None:
             before = [nn.functional.pad(ids, (w, 0), value=-1)[:, :t] for w in range(window)]
             ids = torch.stack(before, dim=-1).flatten(0, 1)  # W x (B, T) -> (N, W)

@@ -28,6 +28,7 @@ from moecli.config import Composed, Config, build
 from moecli.errors import ArtifactError, DataError, EnvironmentFailure, Interrupted, UsageError
 from moecli.losses.objective import Objective
 from moecli.mixture import Mixture, MixtureDensity
+from moecli.models.generate import generate
 from moecli.models.model import Model
 from moecli.models.size import Size, make_twin, measure
 from moecli.parts import Parts
@@ -45,6 +46,7 @@ from moecli.training.em import Em
 from moecli.training.evaluate import Evaluation, evaluate, without
 from moecli.training.gradient import Best, Job
 from moecli.training.health import dropped_by_rank, effective_experts
+from moecli.training.rank import log_prob_rank
 
 if TYPE_CHECKING:
     import pandas
@@ -221,14 +223,15 @@ def _refuse_idle(settings: Config, explicit: frozenset[str]) -> None:
 
 
 def _drop_unused(settings: Config, used: set[str], explicit: frozenset[str]) -> None:
-    for group in ("gate", "family"):
+    for group in config.OPTIONAL:
         if group in used:
             continue
         if group in explicit:
             choices = settings["choices"]
             owner = f"router={choices['router']}" if group == "gate" else f"model={choices['model']}"
+            lacks = "takes no head" if group == "head" else f"has no {group}"  # model.head=true is a plain linear map
             raise UsageError(
-                f"{group}={choices[group]} (command line): {owner} has no {group}, so nothing would use it. "
+                f"{group}={choices[group]} (command line): {owner} {lacks}, so nothing would use it. "
                 f"Leave {group} out, or choose another {owner.split('=')[0]}: moe ls {owner.split('=')[0]}"
             )
         settings[group] = settings["choices"][group] = None
@@ -529,7 +532,8 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
     chance: dict[str, float] = {}
     for split in ("valid", "test"):
         found = evaluate(built.model, built.task, split, built.device, trace=split == "test")
-        metrics |= {f"{split}/{n}": v for n, v in found.metrics.items()}
+        rank = log_prob_rank(built.model, built.task, split, built.device)
+        metrics |= {f"{split}/{n}": v for n, v in (found.metrics | rank).items()}
         chance |= {f"{split}/{n}": v for n, v in built.task.chance(split).items() if n in found.metrics}
     for name, parts in found.tokens.items():
         record.trace.tokens(best.step, "test", name, parts)
@@ -846,12 +850,38 @@ def load(run: Path | str, words: Sequence[str] = ()) -> Loaded:
 def evaluate_loaded(loaded: Loaded, split: str) -> dict[str, Any]:
     """Metrics on a split beside their chance level, and what each layer dropped."""
     found = evaluate(loaded.model, loaded.task, split, loaded.device, trace=True)
+    rank = log_prob_rank(loaded.model, loaded.task, split, loaded.device)
     return {
         "run": str(loaded.run.path),
         "split": split,
-        "metrics": found.metrics,
+        "metrics": found.metrics | rank,
         "chance": loaded.task.chance(split),
         "dropped": {name: usage.dropped for name, usage in found.usage.items()},
+    }
+
+
+def generated(loaded: Loaded, text: str, tokens: int, temperature: float, seed: int) -> dict[str, Any]:
+    """A text and so many ``tokens`` that the model goes on with, each with the expert that served it in every layer.
+
+    Raises UsageError where the run's task has no text, or a router that only knows whole texts.
+    """
+    task: Any = loaded.task
+    if not hasattr(task, "encode"):
+        name = loaded.config["choices"]["task"]
+        raise UsageError(
+            f"--generate (task={name}): it has no text to go on from. Use a run of task=stdlib_text or text"
+        )
+    given = task.encode(text)
+    ids, experts = generate(loaded.model, given.to(loaded.device), tokens, task.context, temperature, seed)
+    symbols = [task.kind.symbols[index] for index in ids.tolist()]
+    served = [dict(zip(experts, row, strict=True)) for row in zip(*experts.values(), strict=True)]
+    return {
+        "run": str(loaded.run.path),
+        "text": "".join(symbols),
+        "given": len(given),
+        "temperature": temperature,
+        "seed": seed,
+        "tokens": [{"token": s, "experts": e} for s, e in zip(symbols, served, strict=True)],
     }
 
 

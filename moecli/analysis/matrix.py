@@ -19,7 +19,7 @@ TASKS = {
 }
 # model, kind of data, family
 SETTINGS = (("layer", "classes", None), ("layer", "real", None), ("density", "classes", "categorical"),
-            ("density", "real", "gaussian"), ("transformer", "text", None))  # fmt: skip
+            ("density", "real", "gaussian"), ("transformer", "text", None), ("lstm", "text", None))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from moecli.errors import UsageError
 from moecli.mixture import MixtureDensity, MixtureOfExperts, Output
 
 Layer = MixtureOfExperts | MixtureDensity
 Known = Mapping[str, Tensor] | None  # labels (B,) or (B, T), and the row (B,) of each example, for routers that ask
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a model keeps of the tokens it has read: how many they were, and what each of its layers needs of them."""
+
+    length: int = 0
+    kept: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class Model(nn.Module):
@@ -25,6 +35,15 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
         raise NotImplementedError
+
+    def step(self, x: Tensor, known: Known = None, past: Past | None = None) -> tuple[Output, Past]:
+        """The same for ids (B, T) that follow those of ``past``, and the past of whatever comes next.
+
+        Raises UsageError for a model that reads no text from left to right.
+        """
+        raise UsageError(
+            f"{type(self).__name__} (--generate): it does not read from left to right. Use model=transformer"
+        )
 
     @property
     def mixtures(self) -> dict[str, Layer]:

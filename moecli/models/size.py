@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +70,23 @@ def layer_flops(layer: Layer, tokens: Tokens) -> float:
 
 def _counted(module: nn.Module, *arguments: Any) -> int:
     # fused attention hides its products from the counter on a CPU; the plain one shows them
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=RECURRENT) as counter:
         module(*arguments)
     return counter.get_total_flops()
+
+
+def _of_layer(x: list[int], of_input: list[int], of_hidden: list[int], *_: Any, **__: Any) -> int:
+    """FLOPs of one recurrent layer, from the shapes of x (T, B, D) and of its two matrices."""
+    return 2 * math.prod(x[:-1]) * (math.prod(of_input) + math.prod(of_hidden))
+
+
+def _of_layers(x: list[int], weights: list[list[int]], *_: Any, **__: Any) -> int:
+    """FLOPs of several, from the shapes of x (T, B, D) and of all their matrices and biases."""
+    return 2 * math.prod(x[:-1]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+
+
+# fused recurrences that torch's counter does not know, on a CPU and on a GPU
+RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _of_layer, torch.ops.aten._cudnn_rnn: _of_layers}
 
 
 def _rows(layer: Layer, tokens: Tokens) -> float:

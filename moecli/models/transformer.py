@@ -1,26 +1,27 @@
-"""A decoder-only transformer whose every n-th block has a mixture for its feed-forward part."""
+"""A decoder-only transformer some of whose blocks have a mixture for their feed-forward part."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moecli.errors import UsageError
 from moecli.mixture import MixtureOfExperts, Output
-from moecli.models.model import Known, Layer, Model
+from moecli.models.attention import Attention, KeysValues, dense, norm_of
+from moecli.models.model import Known, Layer, Model, Past
+from moecli.models.places import places
 from moecli.parts import Parts
 from moecli.routing import Routing, Tokens
-from moecli.types import NonNegativeInt, PositiveInt, Probability
+from moecli.types import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 
 class Transformer(Model):
-    """ids (B, T) -> logits (B, T, V): pre-norm blocks, rotary positions, a head tied to the embedding.
+    """ids (B, T) -> logits or log-probabilities (B, T, V): pre-norm blocks, rotary positions, a norm, a head.
 
-    A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ...; the others have a dense GELU layer of 4 ``dim``.
+    A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ..., or in those that ``every`` lists; the others have a
+    dense layer.
     """
 
     needs = frozenset({"sequence", "ids"})
@@ -33,49 +34,61 @@ class Transformer(Model):
         dim: PositiveInt = 128,
         depth: PositiveInt = 4,
         heads: PositiveInt = 4,
-        every: PositiveInt = 2,
+        kv_heads: PositiveInt | None = None,
+        every: list[int] | PositiveInt = 2,
+        norm: Literal["rms", "layer"] = "rms",
+        norm_eps: PositiveFloat | None = None,
+        qk_norm: bool = False,
+        qkv_bias: bool = False,
+        rotary_base: PositiveFloat = 10_000.0,
+        feed: Literal["gelu", "swiglu"] = "gelu",
+        hidden: PositiveInt | None = None,
+        tied: bool = True,
         dropout: Probability = 0.0,
         shared: NonNegativeInt = 0,
         shared_mix: Literal["add", "gate", "mix"] = "add",
         **options: Any,
     ):
         super().__init__(**options)
-        if dim % (2 * heads):
-            raise UsageError(
-                f"model.dim={dim}: rotary positions need an even share of it for each of the {heads} heads"
-            )
-        names = [f"block{index}" for index in range(every - 1, depth, every)]
-        if not names:
-            raise UsageError(f"model.every={every}: no block of model.depth={depth} has a mixture. Lower model.every")
+        names = [f"block{index}" for index in places(every, depth)]
         parts = parts.named(names, self.overrides)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        built = {
-            name: parts.mixture(
-                name,
-                index,
-                len(names),
-                dim=dim,
-                out=dim,
-                vocab_size=vocab_size,
-                shared=shared,
-                shared_mix=shared_mix,
-            )
-            for index, name in enumerate(names)
-        }
-        self.blocks = nn.ModuleDict(
-            {name: Block(dim, heads, dropout, built.get(name)) for name in (f"block{index}" for index in range(depth))}
-        )
-        self.norm, self.dropout = nn.RMSNorm(dim), nn.Dropout(dropout)
+        sizes = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
+        built = {n: parts.mixture(n, i, len(names), **sizes, shared_mix=shared_mix) for i, n in enumerate(names)}
+        normed = partial(norm_of, norm, eps=norm_eps)
+        attention = partial(Attention, dim, heads, kv_heads, True, rotary_base, normed if qk_norm else None, qkv_bias)
+        dense_feed = partial(dense, feed, dim, hidden or 4 * dim)
+
+        def block(name: str) -> Block:
+            # a dense layer is drawn also where a mixture takes its place: what a seed gives to the blocks behind stays
+            return Block(attention(), normed(dim), normed(dim), built.get(name, dense_feed()), dropout)
+
+        self.blocks: Any = nn.ModuleDict({name: block(name) for name in (f"block{index}" for index in range(depth))})
+        self.norm, self.dropout = normed(dim), nn.Dropout(dropout)
+        self.head = parts.head(dim, vocab_size)
+        self.output = None if tied or self.head.separate else nn.Linear(dim, vocab_size, bias=False)
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
+        return self._read(x, known)[0]
+
+    def step(self, x: Tensor, known: Known = None, past: Past | None = None) -> tuple[Output, Past]:
+        return self._read(x, known, past or Past())
+
+    def _read(self, x: Tensor, known: Known, past: Past | None = None) -> tuple[Output, Past]:
+        before = past or Past()
         state = self.dropout(self.embedding(x))  # (B, T, D)
         routings: dict[str, Routing] = {}
+        kept: dict[str, KeysValues] = {}
         for name, block in self.blocks.items():
-            state, routing = block(state, x, known, next(reversed(routings.values()), None))
+            state, seen = block.attend(state, before.kept.get(name))
+            if past is not None:  # else nothing follows: the keys and values of a large batch may go, layer by layer
+                kept[name] = seen
+            state, routing = block.feed_forward(state, x, known, next(reversed(routings.values()), None), before.length)
             if routing is not None:
                 routings[name] = routing
-        return Output(F.linear(self.norm(state), self.embedding.weight), routings)
+        matrix = (self.output or self.embedding).weight
+        return Output(self.head(self.norm(state), matrix), routings), Past(before.length + x.shape[1], kept)
 
     @property
     def mixtures(self) -> dict[str, Layer]:
@@ -89,41 +102,20 @@ class Transformer(Model):
 class Block(nn.Module):
     """x + attention(norm x), then x + feed(norm x), where ``feed`` is a mixture or a dense layer."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, mixture: nn.Module | None):
+    def __init__(self, attention: Attention, norm1: nn.Module, norm2: nn.Module, feed: nn.Module, dropout: float):
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
-        self.attention, self.dropout = Attention(dim, heads), nn.Dropout(dropout)
-        dense = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        self.feed = dense if mixture is None else mixture
+        self.norm1, self.norm2 = norm1, norm2
+        self.attention, self.dropout, self.feed = attention, nn.Dropout(dropout), feed
 
-    def forward(self, x: Tensor, ids: Tensor, known: Known, previous: Routing | None) -> tuple[Tensor, Routing | None]:
-        x = x + self.dropout(self.attention(self.norm1(x)))  # (B, T, D)
-        if isinstance(self.feed, nn.Sequential):
+    def attend(self, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:  # (B, T, D) -> the same
+        y, kept = self.attention.step(self.norm1(x), past)
+        return x + self.dropout(y), kept
+
+    def feed_forward(
+        self, x: Tensor, ids: Tensor, known: Known, previous: Routing | None, start: int
+    ) -> tuple[Tensor, Routing | None]:  # (B, T, D) -> the same
+        if not isinstance(self.feed, MixtureOfExperts):
             return x + self.dropout(self.feed(self.norm2(x))), None
-        tokens = replace(Tokens.sequences(self.norm2(x), ids, known), previous=previous)
-        y, routing = self.feed(tokens)
+        tokens = Tokens.sequences(self.norm2(x), ids, known, start=start)
+        y, routing = self.feed(replace(tokens, previous=previous))
         return x + self.dropout(y.view_as(x)), routing
-
-
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions (Su et al., 2021)."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H)
-        y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-        return self.out(y.transpose(1, 2).flatten(-2))
-
-
-def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn each pair of features by an angle that grows with the position: (B, H, T, F) -> the same."""
-    t, half = x.shape[-2], x.shape[-1] // 2
-    frequency = base ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(t, device=x.device)[:, None] * frequency  # (T, F / 2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

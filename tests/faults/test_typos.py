@@ -33,10 +33,10 @@ def names():
 
 
 def real(around, typed):
-    """Whether a slip hit another name that exists."""
+    """Whether a slip hit another name that exists, be it of another option of its group."""
     key, _, value = typed.partition("=")
     options = config.registry().get(key)
-    return value.strip("[]") in options if options else key in config.settable(around)
+    return value.strip("[]") in options if options else key in config.settable(around) or bool(config._owners(key))
 
 
 def made():

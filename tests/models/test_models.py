@@ -8,8 +8,8 @@ import torch
 from moecli.config import compose
 from moecli.errors import UsageError
 from moecli.mixture import Alone
+from moecli.models.attention import rotate
 from moecli.models.size import measure
-from moecli.models.transformer import rotate
 from moecli.run import assemble
 
 

@@ -1,0 +1,111 @@
+"""What blocks are made of beside their mixture: norms, self-attention, dense feed-forward layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moecli.errors import UsageError
+
+KeysValues = tuple[Tensor, Tensor]  # (B, H', T, F) each, keys already turned by their positions
+
+
+def norm_of(kind: Literal["rms", "layer"], dim: int, eps: float | None = None) -> nn.Module:
+    """RMSNorm (Zhang & Sennrich, 2019) or LayerNorm (Ba et al., 2016); without ``eps`` with torch's own of each."""
+    build = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[kind]
+    return build(dim) if eps is None else build(dim, eps=eps)
+
+
+class Attention(nn.Module):
+    """Self-attention with H heads of F = D / H features: (B, T, D) -> (B, T, D) (Vaswani et al., 2017).
+
+    Each of ``kv_heads`` keys and values serves H / ``kv_heads`` heads of queries (Ainslie et al., 2023).  Positions
+    turn queries and keys (Su et al., 2021), unless ``rotary_base`` is None.  With ``qk_norm``, a factory of norms, all
+    features of the queries, and all of the keys, are normed before they are split into heads (OLMoE, 2024).
+    Raises UsageError where the sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int | None = None,
+        causal: bool = True,
+        rotary_base: float | None = 10_000.0,
+        qk_norm: Callable[[int], nn.Module] | None = None,
+        qkv_bias: bool = False,
+    ):
+        super().__init__()
+        kv_heads = kv_heads or heads
+        _check_sizes(dim, heads, kv_heads, rotary_base)
+        self.causal, self.rotary_base, self.features = causal, rotary_base, dim // heads
+        self.widths = [dim, kv_heads * self.features, kv_heads * self.features]  # of queries, keys and values
+        self.qkv, self.out = nn.Linear(dim, sum(self.widths), bias=qkv_bias), nn.Linear(dim, dim, bias=False)
+        self.q_norm, self.k_norm = (qk_norm(width) if qk_norm else nn.Identity() for width in self.widths[:2])
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        return self.step(x)[0]
+
+    def step(self, x: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """The same for tokens that follow those of ``past``, and the keys and values of all."""
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        q, k, v = self._heads(self.q_norm(q)), self._heads(self.k_norm(k)), self._heads(v)  # (B, H or H', T, F)
+        if self.rotary_base is not None:
+            start = 0 if past is None else past[0].shape[-2]
+            q, k = rotate(q, start, self.rotary_base), rotate(k, start, self.rotary_base)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=-2), torch.cat([past[1], v], dim=-2)
+        return self.out(self._attend(q, k, v).transpose(1, 2).flatten(-2)), (k, v)
+
+    def _heads(self, x: Tensor) -> Tensor:  # (B, T, H F) -> (B, H, T, F)
+        return x.unflatten(-1, (-1, self.features)).transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (B, H, T, F), (B, H', L, F) x 2 -> (B, H, T, F)
+        new, seen = q.shape[-2], k.shape[-2]
+        later = self.causal and new < seen  # the last ``new`` of the tokens seen: each sees itself and those before
+        mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new) if later else None
+        grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and not later, **grouped)
+
+
+def _check_sizes(dim: int, heads: int, kv_heads: int, rotary_base: float | None) -> None:
+    if dim % heads or (rotary_base is not None and dim // heads % 2):
+        share = "an equal share of it" if rotary_base is None else "an even share of it, for rotary positions"
+        raise UsageError(f"model.dim={dim}: each of {heads} heads needs {share}. Change model.dim or model.heads")
+    if heads % kv_heads:
+        raise UsageError(
+            f"model.kv_heads={kv_heads}: {heads} heads do not divide among so many. Change model.kv_heads or model.heads"
+        )
+
+
+def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of features by an angle that grows with the position, from ``start`` on: (B, H, T, F) -> the same."""
+    t, half = x.shape[-2], x.shape[-1] // 2
+    frequency = base ** (-torch.arange(half, device=x.device) / half)
+    angle = torch.arange(start, start + t, device=x.device)[:, None] * frequency  # (T, F / 2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class SwiGlu(nn.Module):
+    """(silu(x U) * (x G)) V without biases (Shazeer, 2020): (..., D) -> (..., D)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up, self.gate = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.up(x)) * self.gate(x))
+
+
+def dense(kind: str, dim: int, hidden: int) -> nn.Module:
+    """The feed-forward layer of a block without a mixture: ``gelu`` with biases, or ``swiglu`` without."""
+    if kind == "swiglu":
+        return SwiGlu(dim, hidden)
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
