@@ -102,6 +102,20 @@ def test_the_contract_has_teeth():
         check_router(shy)
 
 
+def test_a_claim_that_a_mixture_of_densities_asks_for_has_its_reason_where_it_is_absent():
+    """The sentence that refuses a router beside model=density says why: of every router and option, five or more."""
+    lacking = [
+        (name, options) for name, gate, options in combinations() if gate == "linear" and lacks_density(name, options)
+    ]
+    assert len({name for name, _ in lacking}) >= 5
+    assert [case for case in lacking if "density" not in built(case[0], "linear", case[1]).why_not()] == []
+
+
+def lacks_density(name: str, options: dict) -> bool:
+    router = built(name, "linear", options)
+    return not (router.claims(True).density and router.claims(False).density)
+
+
 def test_claims_table_of_the_design():
     """Design, section 2: the sentences about claims, observed."""
     eval_claims = {name: observe(built(name, "linear", {}), training=False) for name in registry()["router"]}

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moecli.config import compose
+from moecli.errors import UsageError
 from moecli.losses.entropy import Entropy
 from moecli.losses.importance import Importance
 from moecli.losses.load import Load
@@ -18,6 +20,7 @@ from moecli.losses.z_loss import ZLoss
 from moecli.mixture import Output
 from moecli.plan import Dense, Sparse
 from moecli.routing import NoisyRouting, Routing
+from moecli.run import assemble
 
 NONE = torch.zeros(0)
 
@@ -167,3 +170,14 @@ def test_nll_per_example():
         nll(logits[:, 0], target[:, 0]), torch.nn.functional.cross_entropy(logits[:, 0], target[:, 0], reduction="none")
     )
     assert torch.allclose(nll(torch.zeros(2, 3), torch.ones(2, 3)), torch.full((2,), 1.5))
+
+
+@pytest.mark.parametrize(
+    ("term", "router", "why"),
+    [("variance", "top_k", "on or off"), ("sparsity", "top_k", "on or off"), ("load", "top_k", "noise"),
+     ("reinforce", "top_k", "draw"), ("switch_balance", "hash", "gate"), ("group_traffic", "top_k", "group")],
+)  # fmt: skip
+def test_a_term_whose_evidence_no_router_has_is_refused(term, router, why):
+    task = ["task=languages", "model=transformer"] if router == "hash" else ["task=spirals"]
+    with pytest.raises(UsageError, match=why):
+        assemble(compose([*task, f"router={router}", f"auxiliary=[{term}]"]))

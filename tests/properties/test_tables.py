@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moecli.errors import DataError, UsageError
-from moecli.routers.hash import dealt_by_frequency
+from moecli.routers.hash import Hash, dealt_by_frequency
 from moecli.routers.replay import read_plan, scrambled
 from moecli.routing import Tokens
 from tests.properties.cases import F64, SEEDS, VOCAB, given_gates, picked, tokens, with_x
@@ -103,6 +103,10 @@ def test_a_table_stays_that_of_its_seed_and_layer():
             0,
         ]
     ]
+
+
+def test_a_table_made_without_a_layer_is_that_of_the_first():
+    assert torch.equal(Hash(VOCAB, 4).table, given_gates("hash", 4, layer=0).table)
 
 
 def test_tables_differ_by_seed_layer_and_hash():
