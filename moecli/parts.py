@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from moecli.config import Config, build, option_node
@@ -45,7 +46,7 @@ class Parts:
         router, experts = self._pair(nodes, context)
         if not shared:
             return MixtureOfExperts(router, experts)
-        together = build(nodes["expert"], **context, num_experts=shared)
+        together = self._experts(nodes, {**context, "num_experts": shared})
         return MixtureOfExperts(router, experts, SHARED_MIXES[shared_mix](together, dim))
 
     def head(self, dim: int, vocab_size: int) -> Head:
@@ -67,9 +68,14 @@ class Parts:
     def _pair(self, nodes: Config, context: dict[str, Any]) -> tuple[Any, Any]:
         self.used.update(("router", "expert"))
         context = {**context, "num_experts": nodes["num_experts"], "feature_names": self.feature_names}
+        return self._router(nodes, context), self._experts(nodes, context)
 
-        def gate(width: int) -> Any:
-            self.used.add("gate")
-            return build(nodes["gate"], **{**context, "num_experts": width})
+    def _router(self, nodes: Config, context: dict[str, Any]) -> Any:
+        return build(nodes["router"], gate=partial(self._gate, nodes, context), **context)
 
-        return build(nodes["router"], gate=gate, **context), build(nodes["expert"], **context)
+    def _gate(self, nodes: Config, context: dict[str, Any], width: int) -> Any:
+        self.used.add("gate")
+        return build(nodes["gate"], **{**context, "num_experts": width})
+
+    def _experts(self, nodes: Config, context: dict[str, Any]) -> Any:
+        return build(nodes["expert"], **context)

@@ -31,6 +31,7 @@ from moecli.mixture import Mixture, MixtureDensity
 from moecli.models.generate import generate
 from moecli.models.model import Model
 from moecli.models.size import Size, make_twin, measure
+from moecli.models.weightless import META, Weightless, tell
 from moecli.parts import Parts
 from moecli.plan import Slots
 from moecli.record import checkpoint
@@ -41,7 +42,7 @@ from moecli.record.recorder import Recorder
 from moecli.record.trace import TraceReader, slot_averages, write_arrays
 from moecli.record.view import view
 from moecli.report import terminal
-from moecli.tasks.task import SPLITS, Task
+from moecli.tasks.task import SPLITS, Batch, Task
 from moecli.training.em import Em
 from moecli.training.evaluate import Evaluation, evaluate, without
 from moecli.training.gradient import Best, Job
@@ -56,6 +57,8 @@ MOST_ITERATIONS = 500  # of EM in a refit
 ALL_THREADS = torch.get_num_threads()
 SMALL_STEP = 1e8  # FLOPs of a forward pass
 MOST_REMOVALS = 64  # experts taken out one by one at the end; above that only a run's own question is worth the time
+COUNTED = 4096  # tokens that a model of sequences is counted on without its weights, at least one sequence
+MOST_LOGITS = 2**23  # of all of them in one layer; with many experts fewer tokens do
 MOST_ROWS = 5000  # whose responsibilities are kept
 UNITS = {
     "nll": "nats",
@@ -103,10 +106,7 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     _refuse_other_inputs(settings, task)
     _refuse_too_big(settings, task, device)
     torch.manual_seed(settings["seed"])
-    parts = Parts(_reading(settings, task), feature_names=task.feature_names)
-    model: Model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
-    _drop_unused(settings, parts.used, composed.explicit)
-    terms = {name: build(node) for name, node in settings["auxiliary"].items()}
+    model, terms = _matched(settings, task, composed.explicit, Parts)
     warnings, idle = check_fit(settings, task, model, terms)
     first = task.train_batch(0, settings["trainer"].get("batch_size", 128), settings["seed"])
     if model.is_twin:
@@ -119,6 +119,52 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     tokens = first.x.numel() if "sequence" in task.gives else len(first.x)
     torch.set_num_threads(settings["threads"] or fitting_threads(size.flops * tokens))
     return Built(settings, task, model, Objective(build(settings["objective"]), terms, idle), size, device, warnings)
+
+
+def _matched(settings: Config, task: Task, explicit: frozenset[str], kind: type[Parts]) -> tuple[Model, dict[str, Any]]:
+    """The model for a task, and the auxiliary terms; what no part of it asks for leaves the settings."""
+    parts = kind(_reading(settings, task), feature_names=task.feature_names)
+    model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
+    _drop_unused(settings, parts.used, explicit)
+    return model, {name: build(node) for name, node in settings["auxiliary"].items()}
+
+
+@dataclass
+class Shape:
+    """What a configuration describes, without its weights: for counting, whatever its size."""
+
+    config: Config
+    task: Task
+    model: Model  # on the meta device
+    x: torch.Tensor  # there too: a batch to count on
+
+
+def shape(composed: Composed) -> Shape:
+    """Build a model whose tensors have shapes and no memory, its routers apart; raises UsageError as ``assemble`` does."""
+    task = build_task(composed)
+    settings = _with_family(composed.config, task)
+    _refuse_idle(settings, composed.explicit)
+    _refuse_other_inputs(settings, task)
+    torch.manual_seed(settings["seed"])
+    with META:
+        model, terms = _matched(settings, task, composed.explicit, Weightless)
+    check_fit(settings, task, model, terms)
+    batch = _counting_batch(task, settings)
+    x = batch.x.to(META)
+    tell(model, batch.x, batch.known)
+    if model.is_twin:
+        make_twin(model, x)
+        tell(model, batch.x, batch.known)
+    return Shape(settings, task, model, x)
+
+
+def _counting_batch(task: Task, settings: Config) -> Batch:
+    """As many whole examples as the trainer takes, but at least one and at most so many tokens."""
+    one = task.train_batch(0, 1, settings["seed"]).x
+    tokens = one.numel() if "ids" in task.gives else 1
+    most = min(COUNTED, MOST_LOGITS // settings["num_experts"]) // tokens
+    size = min(settings["trainer"].get("batch_size", 128), max(1, most))
+    return task.train_batch(0, size, settings["seed"])
 
 
 def _bind(model: Model, task: Task, seed: int) -> None:
@@ -310,21 +356,30 @@ def train(*words: str, runs: Path | str | None = None, name: str | None = None, 
     return train_built(assemble(config.compose(words)), place)
 
 
-def train_built(built: Built, place: Place) -> Run:
-    """Fit, evaluate and draw, all into a new run folder whose ``run.json`` says how it ended."""
+Fit = Callable[[Job, Saved | None], Best]
+
+
+def train_built(built: Built, place: Place, fit: Fit | None = None) -> Run:
+    """Fit, evaluate and draw, all into a new run folder whose ``run.json`` says how it ended.
+
+    ``fit`` stands in for the trainer of the configuration.
+    """
     choices = built.config["choices"]
     folder = claim(runs_root(place.runs), place.name or f"{choices['task']}-{_model_name(built)}")
     write_whole(folder / "config.yaml", config.to_yaml(built.config).encode())
     with locked(folder):
-        return _train_in(folder, built, place, {"id": folder.name, "name": folder.parent.name, "seconds": 0.0})
+        info = {"id": folder.name, "name": folder.parent.name, "seconds": 0.0}
+        return _train_in(folder, built, place, info, fit=fit)
 
 
-def _train_in(folder: Path, built: Built, place: Place, info: dict[str, Any], saved: Saved | None = None) -> Run:
+def _train_in(
+    folder: Path, built: Built, place: Place, info: dict[str, Any], saved: Saved | None = None, fit: Fit | None = None
+) -> Run:
     info |= {"command": place.command, "status": "running", **describe(built)}
     write_whole(folder / "run.json", to_json(info))
     started, before = time.monotonic(), info["seconds"]
     try:
-        info |= _fit(built, folder, place, saved)
+        info |= _fit(built, folder, place, saved, fit or build(built.config["trainer"]).fit)
         info["status"] = "finished"
     except (KeyboardInterrupt, Interrupted) as error:
         info["status"] = "interrupted"
@@ -377,6 +432,11 @@ def resume(run: Path | str, *words: str, quiet: bool = True) -> Run:
 def resume_in(run: Path, place: Place, *words: str) -> Run:
     """``resume``, shown and drawn as ``place`` says."""
     found = Run(run)
+    if "upcycled" in found.info:
+        raise UsageError(
+            f"--resume {run}: it was made from a dense model and not trained yet. Train it with: "
+            f"moe train --config {run}/config.yaml init={run}"
+        )
     stored = config.read(found.path / "config.yaml")
     settings = config.amend(stored, words)
     _refuse_other_run(stored, settings)
@@ -427,12 +487,12 @@ def _other_machine(built: Built, info: dict[str, Any]) -> list[str]:
     return [f"bit-exactness is not promised: {', '.join(differing)}"] if differing else []
 
 
-def _fit(built: Built, folder: Path, place: Place, saved: Saved | None) -> dict[str, Any]:
+def _fit(built: Built, folder: Path, place: Place, saved: Saved | None, fit: Fit) -> dict[str, Any]:
     record = Recorder(folder, view(folder / "log.txt", place.quiet), _gate_over_grid(built), place.told)
     try:
         for text in built.warnings:
             record.warn(text)
-        best = build(built.config["trainer"]).fit(job(built, record, saved), saved)
+        best = fit(job(built, record, saved), saved)
     finally:
         record.close()
     tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{best.step:08d}")
@@ -459,6 +519,7 @@ def job(built: Built, record: Recorder, saved: Saved | None = None) -> Job:
         record,
         settings["seed"],
         built.device,
+        prepared=isinstance(settings["init"], str),
     )
 
 

@@ -34,8 +34,10 @@ from moecli.cli import (
     replicate,
     report,
     show,
+    size,
     sweep,
     train,
+    upcycle,
 )
 from moecli.errors import EnvironmentFailure, Interrupted, MoeError
 
@@ -60,6 +62,8 @@ app.command("plot", epilog=plot.EPILOG)(plot.plot)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("replicate", epilog=replicate.EPILOG)(replicate.replicate)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
+app.command("size", epilog=size.EPILOG)(size.size)
+app.command("upcycle", epilog=upcycle.EPILOG)(upcycle.upcycle)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("new", epilog=new.EPILOG)(new.new)

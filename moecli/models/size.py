@@ -11,8 +11,25 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from moecli.experts.experts import Experts
+from moecli.families.family import Family
+from moecli.heads.head import Head
+from moecli.mixture import Shared
+from moecli.models.attention import Attention
 from moecli.models.model import Known, Layer, Model
-from moecli.routing import Tokens
+from moecli.routing import Router, Tokens
+
+# What a parameter is for, by the module that it lies in, however deep; the first line that fits counts.
+ROLES: dict[str, tuple[type, ...]] = {
+    "router": (Router,),
+    "expert": (Experts, Shared),
+    "family": (Family,),
+    "norm": (nn.RMSNorm, nn.LayerNorm),
+    "attention": (Attention,),
+    "embedding": (nn.Embedding,),
+    "head": (Head,),
+}
+OUTPUT = ("output", "head")  # a model's own last linear map, by its name
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,29 @@ def sample(model: Model, x: Tensor, known: Known = None) -> dict[str, Tokens]:
     for hook in hooks:
         hook.remove()
     return seen
+
+
+def roles(model: Model) -> dict[str, int]:
+    """How many parameters are of routers, experts (shared ones too), attention, embedding, ...; the rest is ``dense``."""
+    counts = dict.fromkeys([*ROLES, "dense"], 0)
+    for name, parameter in model.named_parameters():
+        counts[_role(model, name)] += parameter.numel()
+    return {role: count for role, count in counts.items() if count}
+
+
+def _role(model: Model, name: str) -> str:
+    *path, _ = name.split(".")
+    around = [model.get_submodule(".".join(path[: end + 1])) for end in range(len(path))]
+    found = (role for role, kinds in ROLES.items() if any(isinstance(module, kinds) for module in around))
+    return next(found, "head" if path and path[0] in OUTPUT else "dense")
+
+
+def cache_growth(model: Model) -> int | None:
+    """Keys and values that generation keeps of each further token; None for a model that cannot go on from a past."""
+    if type(model).step is Model.step:
+        return None
+    looking_back = [module for module in model.modules() if isinstance(module, Attention) and module.causal]
+    return sum(sum(attention.widths[1:]) for attention in looking_back)
 
 
 def make_twin(model: Model, x: Tensor, known: Known = None) -> None:

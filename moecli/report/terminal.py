@@ -20,7 +20,7 @@ def visible(text: str) -> str:
 
 def count(number: float) -> str:
     """133,770 -> 134k."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.0f}"

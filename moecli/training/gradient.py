@@ -56,6 +56,7 @@ class Job:
     record: Recorder
     seed: int
     device: torch.device
+    prepared: bool = False  # the tables of its routers came with the weights that it begins from
 
 
 class Gradient:
@@ -170,10 +171,10 @@ class _Loop(Judge):
         for patterns in plan.phases.values():
             _chosen(job.model, patterns)  # refused now, not when their phase begins
         job.record.begin(plan.steps, self.first)
-        if saved is None:
-            self._prepare()
-        else:
+        if saved is not None:
             self._go_on(saved)
+        elif not job.prepared:
+            self._prepare()
 
     def _go_on(self, saved: Saved) -> None:
         """Everything as it was when the checkpoint was written."""
