@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moecli.losses.reinforce import Reinforce, others
 from moecli.routers.noisy_top_k import Noise
-from tests.properties.cases import F64, SEEDS, Given, given_gates, picked, tokens
+from tests.properties.cases import DIM, F64, SEEDS, Given, given_gates, picked, tokens, with_x
 
 TOKENS, EXPERTS = 3, 2
 
@@ -282,3 +282,12 @@ def test_chance_in_a_hierarchy_against_draws():
         score = x[6 + own] + std_inner[own] * torch.randn(DRAWS, dtype=F64)
         hits[e] = (reached & (score > inner[other])).double().mean()
     assert near(hits, chance)
+
+
+def test_an_expert_without_a_chance_is_never_on(monkeypatch):
+    """Not even where the draw is zero, which ``torch.rand`` may return."""
+    monkeypatch.setattr(torch, "rand_like", torch.zeros_like)
+    believed = torch.zeros(4, DIM, dtype=F64)
+    believed[:, 1] = -2_000.0
+    t = with_x(one_each(0, 4), believed)
+    assert given_gates("bernoulli", 3).train()(t).plan.expert.unique().tolist() == [0, 2]
