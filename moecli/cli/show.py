@@ -16,7 +16,7 @@ EPILOG = example(
     "moe show task=table task.path=FILE task.target=COLUMN",
     "moe show RUN",
     "moe show RUN --bootstrap 200",
-    "moe show RUN... --measures",
+    "moe show RUN --measures",
 )
 
 
