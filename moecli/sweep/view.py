@@ -88,9 +88,11 @@ def ending(sweep: Sweep) -> list[str]:
     best = sweep.ranked()[:1]
     lines = ["", *table(sweep), "", *failures(sweep)]
     for point, _ in best:
-        seeds = f" over {len(sweep.plan.seeds)} seeds" if len(sweep.plan.seeds) > 1 else ""
+        values, asked = sweep.values(point), len(sweep.plan.seeds)
+        of_asked = "" if len(values) == asked else f"{len(values)} of "
+        seeds = f" over {of_asked}{asked} seeds" if asked > 1 else ""
         name = (sweep.plan.metric or "").replace("/", " ")
-        lines.append(f" best  {point.name}: {name} {measured(sweep.values(point))}{seeds}")
+        lines.append(f" best  {point.name}: {name} {measured(values)}{seeds}")
     if not best and sweep.plan.metric is not None:
         lines.append(" best  none: no trial has a value")
     by = f" --by {sweep.plan.axes[0].key}" if sweep.plan.axes else " --by seed"

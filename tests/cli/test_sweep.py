@@ -81,6 +81,12 @@ def test_a_table_best_first_with_intervals(tmp_path):
     assert lines[-1] == f" next   moe compare {sweep.path} --by router"
 
 
+def test_the_best_so_far_counts_the_seeds_it_has(tmp_path):
+    sweep = finished(tmp_path)
+    (sweep.path / "done" / "0000-seed1.json").unlink()
+    assert " best  router=top_k: valid r2 1.000 over 1 of 2 seeds" in moe("--status", sweep.path)[0].splitlines()
+
+
 def test_json_has_all_of_it(tmp_path):
     sweep = finished(tmp_path)
     found = json.loads(moe("--status", sweep.path, "--json")[0])
