@@ -12,10 +12,11 @@ from rich.live import Live
 from rich.text import Text
 
 from moecli.analysis.statistics import interval
+from moecli.config import flat
 from moecli.record.view import BAR, Watched
 from moecli.report.terminal import columns, number, visible
 from moecli.sweep.folder import Record, Sweep
-from moecli.sweep.plan import Job, Point
+from moecli.sweep.plan import Job, Plan, Point
 
 REFRESH = 0.3  # seconds between two pictures of the live table
 SHOWN = 12  # trials in the live table
@@ -95,16 +96,24 @@ def ending(sweep: Sweep) -> list[str]:
         lines.append(f" best  {point.name}: {name} {measured(values)}{seeds}")
     if not best and sweep.plan.metric is not None:
         lines.append(" best  none: no trial has a value")
-    by = f" --by {sweep.plan.axes[0].key}" if sweep.plan.axes else " --by seed"
-    return [*lines, f" {progress(sweep)} · {sweep.path}", "", f" next   {_next(sweep, by)}"]
+    return [*lines, f" {progress(sweep)} · {sweep.path}", "", f" next   {_next(sweep)}"]
 
 
-def _next(sweep: Sweep, by: str) -> str:
+def _next(sweep: Sweep) -> str:
     state = sweep.state
     if state in ("stopped", "out of time"):
         why = "the budget is spent" if state == "out of time" else "it was stopped"
         return f"moe sweep --resume {sweep.path}   ({why})"
-    return f"moe compare {sweep.path}{by}"
+    return f"moe compare {sweep.path}{_by(sweep.plan)}"
+
+
+def _by(plan: Plan) -> str:
+    """The option that makes a row of each trial; a key that no run.json has, such as experiment, is left out."""
+    if not plan.axes:
+        return " --by seed"
+    known = {key for base in plan.bases if base.config for key in flat(base.config)}
+    keys = [axis.key for axis in plan.axes if axis.key in known]
+    return f" --by {','.join(keys)}" if keys else ""
 
 
 def as_dict(sweep: Sweep) -> dict[str, Any]:

@@ -87,6 +87,20 @@ def test_the_best_so_far_counts_the_seeds_it_has(tmp_path):
     assert " best  router=top_k: valid r2 1.000 over 1 of 2 seeds" in moe("--status", sweep.path)[0].splitlines()
 
 
+@pytest.mark.parametrize(
+    ("words", "by"),
+    [
+        (["router=top_k,dense", "optimizer.lr=0.1,0.2"], " --by router,optimizer.lr"),
+        (["task=piecewise", "seed=0,1"], " --by seed"),
+        (["experiment=student_outliers,hme_em", "scale=smoke"], ""),  # which no run.json has
+    ],
+)
+def test_the_comparison_that_it_names_has_a_row_for_each_trial(tmp_path, monkeypatch, words, by):
+    monkeypatch.setattr(Sweep, "state", "complete")
+    sweep = swept(tmp_path, *words)
+    assert view.ending(sweep)[-1] == f" next   moe compare {sweep.path}{by}"
+
+
 def test_json_has_all_of_it(tmp_path):
     sweep = finished(tmp_path)
     found = json.loads(moe("--status", sweep.path, "--json")[0])
