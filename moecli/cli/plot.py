@@ -24,10 +24,11 @@ def plot(
     named or with --all: coactivation, confidence, flow, layers, saturation, simplex, slots, text, vocabulary.
     """
     from moecli.errors import UsageError
-    from moecli.plots.gallery import draw_all, draw_whole
+    from moecli.plots.gallery import draw_all, draw_named, draw_whole
     from moecli.record.folder import Run
 
     if every and kinds:
         raise UsageError(f"--all ({' '.join(kinds)}): every kind is drawn already. Leave out one of the two")
-    for path in draw_whole(Run(run)) if every else draw_all(Run(run), kinds or None):
+    found = Run(run)
+    for path in draw_whole(found) if every else draw_named(found, kinds) if kinds else draw_all(found):
         print(path)

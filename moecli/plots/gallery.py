@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import moecli.plots
-from moecli.errors import UsageError
+from moecli.errors import PartialSuccess, UsageError
 from moecli.plots.contact import sheet
 from moecli.plots.figure import save
 from moecli.record.folder import Run
@@ -30,6 +30,21 @@ def kinds() -> dict[str, str]:
 def draw_all(run: Run, kinds: list[str] | None = None) -> list[Path]:
     """Draw these kinds, or the standard ones; a kind whose data the run folder lacks draws nothing."""
     return list(pictures(run, STANDARD if kinds is None else kinds))
+
+
+def draw_named(run: Run, kinds: list[str]) -> Iterator[Path]:
+    """These kinds, one after another.  Raises PartialSuccess at the end for those that draw nothing of this run."""
+    modules = _modules()
+    empty = []
+    for kind in [_known(kind, modules) for kind in kinds]:
+        paths = list(pictures(run, [kind]))
+        yield from paths
+        if not paths:
+            empty.append(kind)
+    if empty:
+        raise PartialSuccess(
+            f"{', '.join(empty)} ({run.path}): it has nothing to draw there. docs/pictures.md says where each kind is drawn"
+        )
 
 
 def draw_whole(run: Run) -> Iterator[Path]:

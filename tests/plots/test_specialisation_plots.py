@@ -15,7 +15,7 @@ from PIL import Image
 
 from moecli.analysis.coloured_text import background
 from moecli.cli.plot import plot
-from moecli.errors import ArtifactError, UsageError
+from moecli.errors import ArtifactError, PartialSuccess, UsageError
 from moecli.plots import coactivation, confidence, flow, labels, layers, saturation, simplex, slots, text, vocabulary
 from moecli.plots.figure import Picture, _indexed, _palette, colors
 from moecli.plots.gallery import draw_all, draw_whole, kinds, pictures
@@ -195,6 +195,9 @@ def test_the_command_draws_all_or_those_named(tmp_path: Path, capsys: pytest.Cap
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == ["slots-layer0.png", "contact.png"]
     plot(run.path, None)
     assert capsys.readouterr().out == ""  # slots are no usual kind
+    with pytest.raises(PartialSuccess, match=r"^simplex, vocabulary \(.*\): it has nothing to draw there\. "):
+        plot(run.path, ["simplex", "slots", "vocabulary"])
+    assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == ["slots-layer0.png"]
     with pytest.raises(UsageError, match=r"--all \(load\): .* Leave out one of the two"):
         plot(run.path, ["load"], True)
     assert all(kind in (plot.__doc__ or "") for kind in kinds())
