@@ -128,6 +128,8 @@ def compare(
     ``baseline`` names the row that the others are tested against, by default the best.  ``sets`` of ``SETS`` choose
     columns.  Raises UsageError where nothing has finished, no run has a key, or the runs have no common scale.
     """
+    if not records:
+        raise UsageError("moe compare: there is no run in these folders. List runs with: moe ls runs")
     keys = tuple(dict.fromkeys([by] if isinstance(by, str) else by))
     done = [record for record in records if record.status == "finished"]
     _check(done, keys, sets)
@@ -166,7 +168,9 @@ def _check(done: Sequence[Record], keys: Sequence[str], sets: Sequence[str]) -> 
     if not keys:
         raise UsageError("--by: it names no key. Give some with commas between them: --by router,num_experts")
     if not done:
-        raise UsageError("moe compare: none of these runs has finished. Give run folders: moe compare runs")
+        raise UsageError(
+            "moe compare: none of these runs has finished. Go on with them: moe train --resume RUN, or moe sweep --resume FOLDER"
+        )
     for key in keys:
         if not any(key in record.setting for record in done):
             raise UsageError(f"--by {key}: no run has this key.{nearest(key, settings(done))}")

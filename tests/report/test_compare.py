@@ -243,6 +243,8 @@ def test_runs_that_did_not_finish_are_counted():
     assert table(found).rows[1][2].strip() == "-"
     with pytest.raises(UsageError, match="none of these runs has finished"):
         compare(runs({"a": [None]}))
+    with pytest.raises(UsageError, match="there is no run in these folders"):
+        compare([])
 
 
 def test_the_dense_twin_is_a_row_and_one_network_is_one_row():
