@@ -22,7 +22,7 @@ def explain(
             "--input",
             "-i",
             metavar="INPUT",
-            help="A row of a split (test:17) or of a file (FILE:3), columns as COLUMN=VALUE,..., or a text.",
+            help="A row of a split (test:17) or of a table (FILE:3), columns as COLUMN=VALUE,..., a text, or its FILE.",
         ),
     ],
     at: Annotated[

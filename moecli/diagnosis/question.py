@@ -60,7 +60,7 @@ def question(loaded: Loaded, given: str) -> Question:
         )
     file = Path(given).expanduser()
     if _is_file(file):
-        return _of_file(loaded, file, 0)
+        return _of_file(loaded, file)
     numbered = NUMBERED.fullmatch(given)
     if numbered and _is_file(Path(numbered[1]).expanduser()):
         return _of_file(loaded, Path(numbered[1]).expanduser(), int(numbered[2]))
@@ -89,9 +89,14 @@ def _truth(loaded: Loaded, target: Tensor) -> str | None:
     return str(classes[int(target)]) if classes and target.ndim == 0 else None
 
 
-def _of_file(loaded: Loaded, file: Path, row: int) -> Question:
+def _of_file(loaded: Loaded, file: Path, row: int | None = None) -> Question:
     if "ids" in loaded.task.gives:
+        if row is not None:
+            raise UsageError(
+                f"--input {file}:{row}: this run reads a text, which has no rows. Give the file alone: {file}"
+            )
         return _of_text(loaded, decode(read_bytes(file), file), str(file))
+    row = row or 0
     x, _ = loaded.task.new_rows(file)
     if row >= len(x):
         raise UsageError(f"--input {file}:{row}: the file has rows 0 to {len(x) - 1}. Give one of them")

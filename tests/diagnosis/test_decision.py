@@ -201,3 +201,11 @@ def test_a_row_of_a_file_is_the_row(table, tmp_path):
     assert explain(table, question(table, str(file))).decisions != by_file.decisions
     with pytest.raises(UsageError, match="rows 0 to 1"):
         question(table, f"{file}:2")
+
+
+def test_a_file_of_text_has_no_rows(words, tmp_path):
+    file = tmp_path / "new.txt"
+    file.write_text("a0 a1 b2")
+    assert len(question(words, str(file)).input) == 3
+    with pytest.raises(UsageError, match=r"new\.txt:2: this run reads a text, which has no rows\. Give the file alone"):
+        question(words, f"{file}:2")
