@@ -103,6 +103,8 @@ def _next(sweep: Sweep) -> str:
     state = sweep.state
     if state in ("stopped", "out of time"):
         why = "the budget is spent" if state == "out of time" else "it was stopped"
+        if (sweep.path / "sweep.sbatch").exists():  # whose array may be waiting: the folder cannot tell
+            return f"moe sweep --resume {sweep.path} --engine slurm   ({why}, unless squeue still has its array)"
         return f"moe sweep --resume {sweep.path}   ({why})"
     return f"moe compare {sweep.path}{_by(sweep.plan)}"
 

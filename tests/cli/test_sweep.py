@@ -131,6 +131,14 @@ def test_a_queue_is_named(tmp_path, monkeypatch):
     assert error is None and "queued as 4711 · moe sweep --status" in printed
 
 
+def test_what_a_cluster_may_still_begin_is_not_told_to_go_on_here(tmp_path):
+    sweep = swept(tmp_path, "router=top_k,dense", "seed=0,1")
+    again = f" next   moe sweep --resume {sweep.path}"
+    assert view.ending(sweep)[-1] == f"{again}   (it was stopped)"
+    (sweep.path / "sweep.sbatch").touch()
+    assert view.ending(sweep)[-1] == f"{again} --engine slurm   (it was stopped, unless squeue still has its array)"
+
+
 def test_no_text_of_a_user_moves_the_cursor(tmp_path):
     sweep = finished(tmp_path, trial1={"status": "failed", "error": "\x1b[2J[/oops] boo", "code": 1})
     printed, _ = moe("--status", sweep.path)
