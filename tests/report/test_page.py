@@ -453,3 +453,18 @@ def test_markdown_has_the_pages_sentences_and_tables(content):
         assert sentence in rendered.text
     assert [tag for tag, _ in rendered.elements].count("table") == 2 + 5 + 1 + 1  # rows, runs, layers, keys, machines
     assert "moe compare" in text
+
+
+def test_a_sweep_is_repeated_by_its_own_command(trained, study, tmp_path):
+    """Fifteen trainings are one line where a sweep made them; what is no plan of a sweep changes nothing."""
+    sweep = tmp_path / "runs" / "three" / "20260101T000000-aaaa"
+    for seed in (0, 1):
+        copied(trained, sweep / "runs" / f"0000-seed{seed}" / "20260101T000001-aaaa", seed=seed)
+    (sweep / "plan.json").write_text(json.dumps({"command": "moe sweep router=top_k seed=0,1 --name three"}))
+    said = ["moe sweep router=top_k seed=0,1 --name three", "moe compare runs/three/* --by router"]
+    assert gather.gather([sweep]).commands == said
+    (sweep / "plan.json").write_text("[1")
+    first, second, compared = gather.gather([sweep]).commands
+    assert first.startswith("moe train --config") and first != second
+    assert compared == "moe compare runs/0000-seed0/* runs/0000-seed1/* --by router"
+    assert gather.gather([study]).commands[-1] == "moe compare runs/digits-top_k/* runs/digits-other/* --by router"

@@ -45,8 +45,8 @@ def _title(studies: Sequence[Study]) -> str:
 
 
 def _commands(parts: Sequence[RunPart], by: str) -> list[str]:
-    """Every training, each once, in the order of their start, and what puts them side by side."""
-    names = " ".join(f"runs/{shlex.quote(part.label)}" for part in parts)
+    """Every training or sweep, each once, in the order of their start, and what puts their runs side by side."""
+    names = " ".join(dict.fromkeys(f"runs/{shlex.quote(part.group)}/*" for part in parts))
     compared = f"moe compare {names} --by {shlex.quote(by)}"
     return [*dict.fromkeys(map(_command, parts)), compared] if parts else []
 

@@ -6,6 +6,7 @@ report of fifteen and a table of five reasons.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +43,8 @@ class RunPart:
     seed: int
     status: str
     config: Mapping[str, Any]
-    command: str
+    command: str  # what made it: a training's, or that of the sweep it belongs to
+    group: str  # the folder below the root that the command makes its folders in
     headline: str
     units: Mapping[str, str]
     per: str  # example or token
@@ -100,6 +102,7 @@ def _short(text: str, path: Path) -> str:
 def _read(anchor: str, run: Run, inputs: Inputs, most: int) -> RunPart:
     info, done = run.info, run.info["status"] == "finished"
     layers = mixtures.layers(run, anchor, inputs.of(run), most) if done else []
+    command, group = _origin(run)
     return RunPart(
         anchor=anchor,
         label=label(run.path),
@@ -110,7 +113,8 @@ def _read(anchor: str, run: Run, inputs: Inputs, most: int) -> RunPart:
         seed=info["seed"],
         status=info["status"],
         config=dict(info["config"]),
-        command=info["command"],
+        command=command,
+        group=group,
         headline=info["headline"],
         units=dict(info["units"]),
         per=info["unit"],
@@ -124,6 +128,22 @@ def _read(anchor: str, run: Run, inputs: Inputs, most: int) -> RunPart:
         layers=layers,
         load=mixtures.load_heat(run, layers) if done else None,
     )
+
+
+def _origin(run: Run) -> tuple[str, str]:
+    """The command that makes the run again, and the name below which it lands; of a swept run those of its sweep."""
+    folder = run.path.absolute()
+    sweep = folder.parents[2] if len(folder.parents) > 3 else folder
+    try:
+        return _text(json.loads((sweep / "plan.json").read_text())["command"]), sweep.parent.name
+    except (OSError, ValueError, KeyError, TypeError):  # no sweep, or a plan that moe sweep would not read either
+        return run.info["command"], folder.parent.name
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _machine(info: Mapping[str, Any]) -> tuple[str, ...]:
