@@ -30,7 +30,7 @@ from moecli.losses.objective import Objective
 from moecli.mixture import Mixture, MixtureDensity
 from moecli.models.generate import generate
 from moecli.models.model import Model
-from moecli.models.size import Size, make_twin, measure
+from moecli.models.size import Size, make_twin, measure, sample
 from moecli.models.weightless import META, Weightless, tell
 from moecli.parts import Parts
 from moecli.plan import Slots
@@ -124,7 +124,7 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
 def _matched(settings: Config, task: Task, explicit: frozenset[str], kind: type[Parts]) -> tuple[Model, dict[str, Any]]:
     """The model for a task, and the auxiliary terms; what no part of it asks for leaves the settings."""
     parts = kind(_reading(settings, task), feature_names=task.feature_names)
-    model = build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
+    model = build(settings["model"], parts=parts, **_sizes(task))
     _drop_unused(settings, parts.used, explicit)
     return model, {name: build(node) for name, node in settings["auxiliary"].items()}
 
@@ -165,6 +165,11 @@ def _counting_batch(task: Task, settings: Config) -> Batch:
     most = min(COUNTED, MOST_LOGITS // settings["num_experts"]) // tokens
     size = min(settings["trainer"].get("batch_size", 128), max(1, most))
     return task.train_batch(0, size, settings["seed"])
+
+
+def _sizes(task: Task) -> dict[str, Any]:
+    """What a model is built to, whatever the user chose."""
+    return {"dim": task.dim, "out": task.out, "vocab_size": task.vocab_size, "image": task.image}
 
 
 def _bind(model: Model, task: Task, seed: int) -> None:
@@ -209,7 +214,7 @@ def _refuse_too_big(settings: Config, task: Task, device: torch.device) -> None:
     try:
         with torch.device("meta"), suppress(RuntimeError):  # of a plugin whose constructor computes
             parts = Parts(_reading(settings, task), feature_names=task.feature_names)
-            build(settings["model"], parts=parts, dim=task.dim, out=task.out, vocab_size=task.vocab_size)
+            build(settings["model"], parts=parts, **_sizes(task))
     finally:
         counting.remove()
 
@@ -252,7 +257,7 @@ def _over(group: str, node: Config | None, names: list[str], task: Task) -> Conf
 
 def _refuse_other_inputs(settings: Config, task: Task) -> None:
     """A model for whole examples cannot read sequences, nor the other way round: say so before building it."""
-    choices, inputs = settings["choices"], frozenset({"items", "sequence", "ids"})
+    choices, inputs = settings["choices"], frozenset({"items", "sequence", "ids", "image", "noisy image"})
     model = compatibility.part(f"model={choices['model']}", config.part_class(settings["model"]))
     data = compatibility.Part(f"task={choices['task']}", frozenset(), frozenset(task.gives) | (model.needs - inputs))
     compatibility.refuse([data, model])
@@ -547,7 +552,7 @@ def describe(built: Built) -> dict[str, Any]:
         "headline": kind.headline,
         "higher_is_better": kind.higher_is_better,
         "units": UNITS,
-        "label_names": task.label_names,
+        "label_names": label_names(built),
         "symbols": list(getattr(kind, "symbols", ())),
         "feature_names": task.feature_names,
         "layers": {
@@ -557,6 +562,12 @@ def describe(built: Built) -> dict[str, Any]:
         "twin": built.model.is_twin,
         "leak": built.model.allow_leak and "causal" in task.needs,
     }  # fmt: skip
+
+
+def label_names(built: Built) -> dict[str, list[str]]:
+    """What specialisation is measured against: the task's labels, and positions where the model names them."""
+    positions = {"position": list(built.model.positions)} if built.model.positions else {}
+    return {**built.task.label_names, **positions}
 
 
 def unit(task: Task) -> str:
@@ -601,6 +612,7 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
     _surface(built, record.folder)
     _responsibilities(built, record.folder)
     _slots(built, record.folder)
+    _samples(built, record.folder)
     mixtures = {n: layer for n, layer in built.model.mixtures.items() if layer.experts.num_experts > 1}
     return {
         "parameters": {"total": built.size.total, "active": built.size.active},
@@ -693,7 +705,7 @@ def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str
     first = np.where(tokens["weight"][:, 0] > 0, tokens["expert"][:, 0], -1)
     against = {
         label: asdict(specialisation.nmi_against_chance(first, tokens[f"label_{label}"], tokens["document"]))
-        for label in built.task.label_names
+        for label in label_names(built)
         if len(np.unique(tokens[f"label_{label}"])) > 1  # one value has nothing to tell
     }
     return {
@@ -711,8 +723,12 @@ def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str
 def _grid(built: Built) -> torch.Tensor | None:
     """Points over the task's line or plane; None for routers that must be told of a token what no point of a grid has."""
     grid = built.task.grid()
-    told = any("known" in layer.router.needs for layer in built.model.mixtures.values())
-    return None if grid is None or told else grid.to(built.device)
+    return None if grid is None or _told(built) else grid.to(built.device)
+
+
+def _told(built: Built) -> bool:
+    """Whether some router must be told of each token what the task knows of it."""
+    return any("known" in layer.router.needs for layer in built.model.mixtures.values())
 
 
 @torch.no_grad()
@@ -759,13 +775,28 @@ def _responsibilities(built: Built, folder: Path) -> None:
 
 @torch.no_grad()
 def _slots(built: Built, folder: Path) -> None:
-    """Which test rows each soft slot averages, for pictures; one group of them, of whole examples."""
+    """Which test rows each soft slot averages, for pictures; one group of them, of whole examples, not of their patches."""
     test = built.task.batch("test", torch.arange(min(built.task.sizes["test"], PREDICTED_AT_ONCE))).to(built.device)
-    if test.x.ndim != 2 or not test.x.is_floating_point():
+    if test.x.ndim != 2 or not test.x.is_floating_point() or built.model.positions:
         return
     for name, routing in built.model.eval()(test.x, test.known).routings.items():
         if isinstance(routing.plan, Slots):
             write_arrays(folder / "routing" / name / "slots.npz", slot_averages(routing.plan, test.x))
+
+
+@torch.no_grad()
+def _samples(built: Built, folder: Path) -> None:
+    """What the model makes up, for pictures; nothing where a router must be told what only the task's own tokens have."""
+    if _told(built):
+        return
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return point(built.model(x.to(built.device)).prediction, built.task).cpu()
+
+    built.model.eval()
+    arrays = built.task.samples(predict, built.config["seed"])
+    if arrays:
+        _write_arrays(folder / "routing" / "samples.npz", arrays)
 
 
 def _gate_over_grid(built: Built) -> Callable[[], torch.Tensor] | None:
@@ -953,8 +984,8 @@ def write_plans(loaded: Loaded, file: Path) -> None:
     number, weights = [], {name: [] for name in loaded.model.mixtures}  # type: ignore[var-annotated]
     for batch in (b.to(loaded.device) for split in SPLITS for b in loaded.task.batches(split, PREDICTED_AT_ONCE)):
         routings = loaded.model(batch.x, batch.known).routings
-        first = next(iter(routings.values()))
-        number.append(batch.row[first.example] + first.position)
+        tokens = next(iter(sample(loaded.model, batch.x, batch.known).values()))
+        number.append(tokens.known["row"] + tokens.position)
         for name, routing in routings.items():
             weights[name].append(routing.plan.weights)
     write_arrays(file, _plan_tables(torch.cat(number), [torch.cat(parts) for parts in weights.values()]))
@@ -1063,12 +1094,21 @@ def _answer(loaded: Loaded, x: torch.Tensor, y: torch.Tensor | None) -> dict[str
     output = loaded.model(x.to(loaded.device))
     columns = loaded.task.kind.answer(output.prediction)
     for name, routing in output.routings.items():
-        weight, expert = routing.plan.weights.max(-1)
+        weights = routing.plan.weights
+        if unit(loaded.task) == "example":
+            weights = _of_examples(weights, routing.example, len(x))
+        weight, expert = weights.max(-1)
         served = [e if w > 0 else None for e, w in zip(expert.tolist(), weight.tolist(), strict=True)]
         columns |= {f"{name} expert": served, f"{name} weight": weight.tolist()}
     return columns | (
         _evidence(output.prediction, y, log_scale(loaded.task)) if isinstance(output.prediction, Mixture) else {}
     )
+
+
+def _of_examples(weights: torch.Tensor, example: torch.Tensor, batch: int) -> torch.Tensor:
+    """The mean over each example's tokens: (N, E) -> (B, E)."""
+    tokens = example.bincount(minlength=batch)[:, None]
+    return weights.new_zeros(batch, weights.shape[1]).index_add(0, example, weights) / tokens
 
 
 def _evidence(mixture: Mixture, y: torch.Tensor | None, log_scale: float) -> dict[str, list[Any]]:

@@ -21,7 +21,11 @@ from moecli.errors import ArtifactError, MoeError, UsageError
 
 NO_PARTS = ("experiment", "sweep")  # tests/test_experiments.py, tests/sweep/test_plan.py
 PARTS = [(g, option) for g, options in config.registry().items() if g not in NO_PARTS for option in options]
-NEEDED = {"table": ["task.path=data.csv", "task.target=y"], "text": ["task.path=folder"]}
+NEEDED = {
+    "table": ["task.path=data.csv", "task.target=y"],
+    "text": ["task.path=folder"],
+    "images": ["task.path=folder"],
+}
 
 
 def word(group, option):
@@ -74,8 +78,8 @@ def test_each_file_lists_exactly_the_options_of_its_constructor():
         inner = {n for n, v in listed(group, option).items() if v is config.REQUIRED}
         for name in inner & set(config.signature(raw["_target_"])):
             wanted[name] = config.REQUIRED
-        if (group, option) in (("model", "transformer"), ("model", "lstm")):
-            wanted["dim"] = 128  # its own width, not that of the examples
+        own = set(config.CONTEXT) & set(raw) & set(config.signature(raw["_target_"]))
+        wanted |= {name: raw[name] for name in own}  # a size of its own, not one that a model fills in
         assert set(listed(group, option)) == set(wanted), (group, option)
         checked += 1
     assert checked >= 36

@@ -184,6 +184,15 @@ SETTINGS = {
     "model=density (real)": ["task=regions", "model=density"],
     "model=transformer (text)": ["task=text", "model=transformer", "model.dim=8", "model.depth=2", "task.context=8"],
     "model=lstm (text)": ["task=text", "model=lstm", "model.dim=8", "task.context=8"],
+    "model=vision (classes)": [
+        "task=digits",
+        "model=vision",
+        "model.dim=8",
+        "model.depth=1",
+        "model.every=1",
+        "model.patch=4",
+    ],
+    "model=diffusion (noise)": ["task=denoising", "model.dim=8", "model.depth=1", "model.every=1", "model.patch=4"],
 }
 
 FRAMES = ["task=speakers", "task.tokens=10", "model=layer", "model.head=false", "expert=tdnn", "num_experts=8"]

@@ -11,15 +11,17 @@ from moecli.compatibility import Part, part, refusals, router_part, small_router
 from moecli.config import build, option_node, part_class, raw_node, registry, signature
 
 TASKS = {
-    "classes": Part("task=digits", frozenset(), frozenset({"items", "vectors", "classes", "known"})),
+    "classes": Part("task=digits", frozenset(), frozenset({"items", "vectors", "image", "classes", "known"})),
     "real": Part("task=regions", frozenset(), frozenset({"items", "vectors", "real", "known"})),
+    "noise": Part("task=denoising", frozenset(), frozenset({"items", "vectors", "noisy image", "real", "known"})),
     "text": Part(
         "task=stdlib_text", frozenset({"causal"}), frozenset({"sequence", "ids", "vectors", "classes", "known"})
     ),
 }
 # model, kind of data, family
 SETTINGS = (("layer", "classes", None), ("layer", "real", None), ("density", "classes", "categorical"),
-            ("density", "real", "gaussian"), ("transformer", "text", None), ("lstm", "text", None))  # fmt: skip
+            ("density", "real", "gaussian"), ("transformer", "text", None), ("lstm", "text", None),
+            ("vision", "classes", None), ("diffusion", "noise", None))  # fmt: skip
 
 
 @dataclass(frozen=True)

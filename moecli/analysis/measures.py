@@ -142,7 +142,7 @@ class Layer:
         """Labels (n,) of more than one value and not too many, the place in the sequence among them."""
         found = {k.removeprefix("label_"): v for k, v in self.tokens.items() if k.startswith("label_")}
         position = self.tokens["position"]
-        if position.max(initial=0) > 0:
+        if position.max(initial=0) > 0 and "position" not in found:
             found["position"] = position.astype(np.int64) * PLACES // (int(position.max()) + 1)
         return {name: value for name, value in found.items() if _several(value) and value.max() < MOST_VALUES}
 
@@ -152,7 +152,7 @@ class Layer:
 
     def values(self, label: str) -> list[str]:
         """What a label's numbers mean."""
-        if label == "position":
+        if label == "position" and label not in self.run.info.get("label_names", {}):
             return [f"{place + 1}/{PLACES}" for place in range(PLACES)]
         return [str(value) for value in self.run.info.get("label_names", {}).get(label, [])]
 

@@ -20,8 +20,8 @@ def plot(
 ) -> None:
     """Draw a run's pictures into its plots/ folder, each where it applies, its numbers as CSV beside it.
 
-    Kinds: curves, film, fit, gates, labels, likelihood, load, regions, responsibility, tree; and, drawn when
-    named or with --all: coactivation, confidence, flow, layers, saturation, simplex, slots, text, vocabulary.
+    Kinds: curves, film, fit, gates, labels, likelihood, load, regions, responsibility, samples, tree; and,
+    drawn when named or with --all: coactivation, confidence, flow, layers, saturation, simplex, slots, text, vocabulary.
     """
     from moecli.errors import UsageError
     from moecli.plots.gallery import draw_all, draw_named, draw_whole

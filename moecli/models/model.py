@@ -28,6 +28,7 @@ class Model(nn.Module):
 
     needs: frozenset[str] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
+    positions: tuple[str, ...] = ()  # of an example's tokens, where a position means the same in every example
 
     def __init__(self, twin: bool = False, allow_leak: bool = False, layers: dict[str, Any] | None = None):
         super().__init__()

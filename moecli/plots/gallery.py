@@ -18,7 +18,7 @@ from moecli.record.folder import Run
 NO_KINDS = {"contact", "figure", "gallery", "numbers", "plane", "recorded", "selection", "shares"}
 # what every training draws; the other kinds are for whoever looks closer
 STANDARD = (
-    "curves", "film", "fit", "gates", "labels", "likelihood", "load", "regions", "responsibility", "tree",
+    "curves", "film", "fit", "gates", "labels", "likelihood", "load", "regions", "responsibility", "samples", "tree",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 ``routing/<layer>/usage-NNNNNNNN.npz``   per recorded step: who was asked, who served, the gate's entropy
 ``routing/frame-NNNNNNNN.npz``            over a plane: the gate's favourite and its probability, ever more rarely
+``routing/samples.npz``                    what a model of noisy images makes of nothing but noise
 ``routing/<layer>/tokens-<split>-NNNNNNNN.npz``   the same tokens at each evaluation: who served them
 ``routing/<layer>/slots.npz``             of soft slots: the averages of test rows that each slot read at the end
 """
@@ -194,6 +195,10 @@ class TraceReader:
     def slots(self, layer: str) -> dict[str, np.ndarray]:
         """What ``slot_averages`` made of a layer of soft slots over whole examples."""
         return self._single(f"{layer}/slots")
+
+    def samples(self) -> dict[str, np.ndarray]:
+        """image (M, C, H, W) in 0..1 that the model made of noise, and class (M,)."""
+        return self._single("samples")
 
     def frames(self) -> list[tuple[int, dict[str, np.ndarray]]]:
         """(step, expert and prob (M,) over the plane's rows), in order."""

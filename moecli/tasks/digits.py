@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from moecli.models.image import Pixels
 from moecli.tasks.kinds import Classification
 from moecli.tasks.task import InMemory, Split, three_way
 from moecli.types import Seed
@@ -12,6 +13,8 @@ from moecli.types import Seed
 class Digits(InMemory):
     """Pixels in 0..1, the class as label."""
 
+    image: Pixels
+
     def __init__(self, split_seed: Seed = 0):
         from sklearn.datasets import load_digits
 
@@ -19,7 +22,6 @@ class Digits(InMemory):
         x = torch.from_numpy(pixels).float() / 16  # (1797, 64)
         y = torch.from_numpy(classes).long()
         names = tuple(str(digit) for digit in range(10))
-        self.feature_names = [f"pixel {row},{column}" for row in range(8) for column in range(8)]
         parts = three_way(len(x), split_seed)
         splits = {name: Split(x[i], y[i], {"class": y[i]}) for name, i in parts.items()}
-        self.adopt(splits, Classification(names), {"class": list(names)})
+        self.adopt(splits, Classification(names), {"class": list(names)}, Pixels(1, 8, 8))

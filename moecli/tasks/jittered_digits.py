@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +10,9 @@ import torch
 from torch import Tensor
 
 from moecli.errors import DataError
-from moecli.tasks.files import read_bytes, user_path
+from moecli.models.image import Pixels
+from moecli.tasks.files import user_path
+from moecli.tasks.idx import IMAGES, Pair, existing, read_pair
 from moecli.tasks.kinds import Classification
 from moecli.tasks.task import SPLITS, Batch, Fact, InMemory, Split, generator, three_way
 from moecli.types import NonNegativeInt, PositiveInt, Seed
@@ -22,7 +21,6 @@ Array = np.ndarray
 
 PLACES = [" ".join(filter(None, pair)) for pair in [(a, b) for a in ("up", "", "down") for b in ("left", "", "right")]]
 PLACES[4] = "centre"
-IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 
 class JitteredDigits(InMemory):
@@ -47,7 +45,6 @@ class JitteredDigits(InMemory):
         self.jitter, self.copies, self.top = jitter, copies, int(images.max())
         document = torch.arange(len(images)).repeat_interleave(copies)
         offset = torch.randint(-jitter, jitter + 1, (len(document), 2), generator=generator(split_seed, 5))
-        self.feature_names = [f"pixel {row},{column}" for row in range(self.side[0]) for column in range(self.side[1])]
         labels = {"class": torch.from_numpy(digit).long()[document], "translation": place(offset, jitter)}
         splits = {}
         for name in SPLITS:
@@ -55,7 +52,8 @@ class JitteredDigits(InMemory):
             canvas = torch.from_numpy(placed(images[document[i].numpy()], offset[i].numpy(), jitter))
             splits[name] = Split(canvas, labels["class"][i], {k: label[i] for k, label in labels.items()}, document[i])
         classes = [str(number) for number in range(10)]
-        self.adopt(splits, Classification(tuple(classes)), {"class": classes, "translation": list(PLACES)})
+        names = {"class": classes, "translation": list(PLACES)}
+        self.adopt(splits, Classification(tuple(classes)), names, Pixels(1, *self.side))
 
     def batch(self, split: str, index: Tensor) -> Batch:
         drawn = super().batch(split, index)
@@ -112,33 +110,13 @@ def idx_folder(root: Path, seed: int) -> Source:
     return images, digits, {**parts, "test": torch.arange(num_train, len(digits))}
 
 
-def _pair(root: Path, name: str) -> tuple[Array, Array] | None:
-    files = [_existing(root / f"{name}-{kind}") for kind in (IMAGES, LABELS)]
-    if files[0] is None:
+def _pair(root: Path, name: str) -> Pair | None:
+    file = existing(root / f"{name}-{IMAGES}")
+    if file is None:
         return None
-    if files[1] is None:
-        raise DataError(f"images without labels ({files[0]}): there is no {name}-{LABELS} beside it. Add it")
-    images, digits = read_idx(files[0], 3), read_idx(files[1], 1)
-    if len(images) != len(digits) or not len(digits) or digits.max() > 9:
-        why = f"{len(images)} images and {len(digits)} labels, which must be as many and from 0 to 9"
-        raise DataError(f"images and labels disagree ({files[0]}): {why}. Fetch the pair anew")
+    images, digits = read_pair(file)
+    if digits.max() > 9:
+        raise DataError(
+            f"labels out of range ({file}): a digit is from 0 to 9, and one is {digits.max()}. Use task=images"
+        )
     return images, digits
-
-
-def _existing(file: Path) -> Path | None:
-    return next((each for each in (file, file.with_name(f"{file.name}.gz")) if each.exists()), None)
-
-
-def read_idx(file: Path, rank: int) -> Array:
-    """An IDX file of bytes: 0, 0, 8, its rank, each size as four bytes, the data.  Raises DataError."""
-    raw = read_bytes(file)
-    try:
-        raw = gzip.decompress(raw) if file.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"no gzip file ({file}): {error}. Fetch it anew") from error
-    header = 4 + 4 * rank
-    shape = np.frombuffer(raw[4:header], ">u4").tolist() if len(raw) >= header else []
-    if raw[:4] != bytes([0, 0, 8, rank]) or len(raw) != header + math.prod(shape):
-        why = f"not bytes of rank {rank} as long as its header says"
-        raise DataError(f"no IDX file ({file}): {why}. Fetch it anew")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)

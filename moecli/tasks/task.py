@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from moecli.models.image import Pixels
 from moecli.tasks.kinds import Kind
 
 SPLITS = ("train", "valid", "test")
@@ -65,7 +66,8 @@ class Fact:
 class Task:
     """Data, its truth, and how a prediction is scored.  All sizes a model needs stand here."""
 
-    # of: items, vectors, item rank 2, sequence, ids, classes, real, and what real values allow: binary, counts, positive
+    # of: items, vectors, item rank 2, image, noisy image, sequence, ids, classes, real, and what real values allow:
+    # binary, counts, positive
     gives: frozenset[str] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()  # causal, where a future must not be seen
     fitted: ClassVar[bool] = False  # features get their meaning from the data that was read (scales, vocabulary)
@@ -73,6 +75,7 @@ class Task:
     dim: int  # features of an example, or of each of its frames (0 where ids are embedded)
     out: int  # classes, targets, or the size of the vocabulary
     vocab_size: int = 0
+    image: Pixels | None = None  # how features are pixels, where they are
     sizes: dict[str, int]  # examples in each split
     label_names: dict[str, list[str]]  # what each label's numbers mean; of a classification the classes come first
     feature_names: list[str]
@@ -123,6 +126,13 @@ class Task:
         """
         return None
 
+    def samples(self, predict: Callable[[Tensor], Tensor], seed: int) -> dict[str, Tensor]:
+        """What a trained model makes up where it can: ``image`` (M, C, H, W) in 0..1 and its ``class`` (M,); else nothing.
+
+        ``predict`` gives the model's prediction for a batch's x; the rest is drawn from ``seed``.
+        """
+        return {}
+
     def grid(self) -> Tensor | None:
         """Points (M, D) to draw a fit or decision regions over, where D is 1 or 2."""
         return None
@@ -168,14 +178,19 @@ class InMemory(Task):
     gives = frozenset({"items"})
     splits: dict[str, Split]
 
-    def adopt(self, splits: dict[str, Split], kind: Kind, label_names: dict[str, list[str]]) -> None:
-        """Take the splits and derive every size from them."""
+    def adopt(
+        self, splits: dict[str, Split], kind: Kind, label_names: dict[str, list[str]], image: Pixels | None = None
+    ) -> None:
+        """Take the splits and derive every size from them; with ``image`` features are its pixels."""
         train = splits["train"]
         self.splits, self.kind, self.label_names = splits, kind, label_names
         self.sizes = {name: len(split.x) for name, split in splits.items()}
         self.dim, self.out, self.family = train.x.shape[-1], kind.out, kind.family
         self.gives = InMemory.gives | kind.gives | {"vectors" if train.x.ndim == 2 else "item rank 2"}
         self.gives |= kind.support(torch.cat([split.target for split in splits.values()]))
+        if image is not None:
+            self.image, self.feature_names = image, image.names
+            self.gives |= {"image"}
         tensors = [t for s in splits.values() for t in (s.x, s.target, *s.labels.values(), s.weight) if t is not None]
         self.fingerprint = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 

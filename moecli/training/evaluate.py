@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from moecli.models.model import Model
 from moecli.record.trace import assignments
 from moecli.routing import Remove, Usage
-from moecli.tasks.task import Task
+from moecli.tasks.task import Batch, Task
 
 MOST_TOKENS = 20_000  # noted of a split at one evaluation, in whole sequences spread evenly, always the same ones
 
@@ -49,7 +49,8 @@ def evaluate(
             result.usage[name] = routing.usage + result.usage[name] if name in result.usage else routing.usage
             tokens = task.sizes[split] * len(routing.example) // len(batch.x)  # in the whole split
             every = math.ceil(tokens / MOST_TOKENS)
-            result.tokens.setdefault(name, []).append(assignments(routing, batch, seen, every, symbols))
+            noted = assignments(routing, _placed(batch, model), seen, every, symbols)
+            result.tokens.setdefault(name, []).append(noted)
         seen += len(batch.x)
     model.train(was_training)
     result.scores = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
@@ -60,6 +61,14 @@ def evaluate(
 def _predicted(prediction: Any) -> torch.Tensor | None:
     """The likeliest next symbol at every place (B, T); None where tokens are no symbols."""
     return prediction.argmax(-1) if isinstance(prediction, torch.Tensor) and prediction.ndim == 3 else None
+
+
+def _placed(batch: Batch, model: Model) -> Batch:
+    """With each token's position among the labels, where the model has names for positions."""
+    if not model.positions:
+        return batch
+    position = torch.arange(len(model.positions), device=batch.x.device).expand(len(batch.x), -1)
+    return replace(batch, labels={**batch.labels, "position": position})
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def test_every_kind_draws_from_its_data_and_nothing_without(tmp_path: Path) -> N
     assert set(kinds()) == {
         *STANDARD, "coactivation", "confidence", "flow", "layers", "saturation", "simplex", "slots", "text", "vocabulary",
     }  # fmt: skip
-    assert len(STANDARD) == 10
+    assert len(STANDARD) == 11
     assert all(len(line) > 20 for line in kinds().values())
     whole = [digits(tmp_path / "d"), line(tmp_path / "l"), plane(tmp_path / "p", "classification")]
     paths = [path for run in whole for path in draw_all(run)]
