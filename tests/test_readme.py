@@ -102,5 +102,5 @@ def test_the_tour_runs(tmp_path):
     assert "Traceback" not in said
     assert not list(work.glob("runs/*/*/crash-*"))
     assert not [log for log in work.glob("runs/*/*/log.txt") if "failed" in log.read_text(encoding="utf-8")]
-    assert len(list(work.glob("runs/*/*/summary.json"))) == 12
+    assert len(list(work.glob("runs/*/*/summary.json"))) == 14
     assert seconds < LIMIT
