@@ -34,7 +34,9 @@ def draw(run: Run) -> dict[str, Picture]:
     spread = surface["deviation"][order, column] if "deviation" in surface else np.zeros_like(mean)
     if "deviation" in surface:
         band = {"color": INK, "alpha": 0.13, "linewidth": 0}
-        top.fill_between(x, mean - spread, mean + spread, **band, label="± 1 standard deviation")
+        where = "" if np.isfinite(spread).all() else ", where finite"  # that of Student's t is not for df <= 2
+        known = np.where(np.isfinite(spread), spread, np.nan)
+        top.fill_between(x, mean - known, mean + known, **band, label=f"± 1 standard deviation{where}")
     top.plot(x, mean, color=INK, linewidth=1.0, linestyle=(0, (5, 1.5)), label="mixture")
     _limit(top, np.concatenate([truth, mean - spread, mean + spread]))
     top.set_ylabel(name)
@@ -74,7 +76,8 @@ def _experts(axes: Axes, x: Array, lines: Array, gate: Array) -> None:
 
 def _limit(axes: Axes, values: Array) -> None:
     """Room for the points and the mean; an expert may run far off where nobody asks it."""
-    low, high = np.nanmin(values), np.nanmax(values)
+    finite = values[np.isfinite(values)]
+    low, high = finite.min(), finite.max()
     room = 0.1 * (high - low) or 1.0
     axes.set_ylim(low - room, high + room)
 

@@ -114,6 +114,20 @@ def test_the_band_is_a_deviation_to_each_side(tmp_path: Path) -> None:
     assert at_end.max() == pytest.approx(1.25) and at_end.min() == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("infinite", [slice(0, 3), slice(None)])
+def test_where_the_deviation_is_infinite_there_is_no_band_and_it_is_said(infinite: slice, tmp_path: Path) -> None:
+    """The variance of Student's t is infinite for two degrees of freedom and fewer."""
+    run = mixture(tmp_path / "r", features=1, gate="linear")
+    file = run.path / "routing/surface.npz"
+    surface = dict(np.load(file))
+    surface["deviation"][infinite] = np.inf
+    np.savez(file, **surface)
+    assert [path.name for path in draw_all(run, ["fit"])] == ["fit.png"]
+    axes = fit.draw(run)["fit"].figure.axes[0]
+    assert np.isfinite(axes.get_ylim()).all()
+    assert "± 1 standard deviation, where finite" in [text.get_text() for text in axes.get_legend().texts]
+
+
 def test_histograms_of_a_tree_count_every_row_and_leaves_are_named(tmp_path: Path) -> None:
     run = mixture(tmp_path / "r")
     resp = np.load(run.path / "routing/responsibilities.npz")["resp"]
