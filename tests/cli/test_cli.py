@@ -18,26 +18,15 @@ import pytest
 import scipy.stats
 
 from moecli import cli
-from moecli.cli import app as application
 
 COMMANDS = sorted(
     {p.stem for p in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "common", "completion"}
 )
 
 
-@pytest.fixture
-def moe(monkeypatch, capsys, tmp_path):
-    """Run ``moe ...`` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["moe", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 def fails(result, code, *needles):

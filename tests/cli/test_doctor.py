@@ -5,27 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 
 import pytest
 
 from moecli.analysis.finding import Finding
-from moecli.cli import app
 from moecli.diagnosis import environment
-
-
-@pytest.fixture
-def moe(monkeypatch, capsys, tmp_path):
-    """Run ``moe ...`` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["moe", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

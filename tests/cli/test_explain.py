@@ -4,25 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
-
-from moecli.cli import app
-
-
-@pytest.fixture
-def moe(monkeypatch, capsys, tmp_path):
-    """Run ``moe ...`` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["moe", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_a_row_is_explained(moe, tiny_run):

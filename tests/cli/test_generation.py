@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 
 import pytest
 from rich.console import Console
 
-from moecli.cli import app as application
 from moecli.cli.eval import EPILOG
 from moecli.config import compose
 from moecli.report import passage
@@ -26,19 +24,6 @@ def run(tmp_path_factory):
     return train_built(
         assemble(compose([*words, "expert.hidden=8", "num_experts=4", "trainer.steps=2"])), Place(root, pictures=False)
     )
-
-
-@pytest.fixture
-def moe(monkeypatch, capsys):
-    """Run ``moe ...`` in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["moe", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return call
 
 
 def test_the_text_goes_on_plainly_and_the_same_again(moe, run):

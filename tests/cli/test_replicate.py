@@ -2,35 +2,24 @@
 
 import json
 import re
-import sys
 
 import pytest
 
-from moecli.cli import app as application
 from moecli.errors import NumericalFailure
 from moecli.replicate import bench, ensemble, hme_em
 from moecli.replicate.bench import Outcome, Quantity
 
 
-@pytest.fixture
-def moe(monkeypatch, capsys, tmp_path, tiny_run):
-    """Run ``moe ...`` in this process, where no claim trains: (exit code, standard output, standard error)."""
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tiny_run):
+    """No claim trains."""
 
     def outcome(quantity, rule, holds):
         return lambda bench: bench.made.append(tiny_run) or Outcome([quantity], rule, holds)
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "claims", lambda: ["ensemble", "hme_em"])
     monkeypatch.setattr(ensemble, "replicate", outcome(Quantity("error", 0.25, 0.5), "it is low", True))
     monkeypatch.setattr(hme_em, "replicate", outcome(Quantity("epochs", bench.NEVER), "it is quick", False))
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["moe", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            application.main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_without_a_name_it_lists_the_claims(moe):
