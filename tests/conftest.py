@@ -17,6 +17,12 @@ def tiny_run(tmp_path_factory):
     return moecli.train("task=piecewise", "task.rows=200", "trainer.steps=20", runs=root, name="tiny")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = (
+        False  # else pytest-xdist begins with the files of many tests, and README's tour is last
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: begun last, one would keep a worker busy when the other has nothing left."""
     items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_contract.py"))
