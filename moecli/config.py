@@ -656,6 +656,10 @@ def _hydra(lines: list[str], words: str) -> Config:
             raise UsageError(
                 f"{shown(words)} (command line): a run has one value of each key. Write a list in [brackets]"
             ) from error
+        if said.startswith("Config group override"):
+            raise UsageError(
+                f"{shown(words)} (command line): a group takes the name of an option, and null is none. List them with: moe ls"
+            ) from error
         raise UsageError(
             f"{shown(words)} (command line): {shown(said)}. Check the spelling and quoting of these words"
         ) from error

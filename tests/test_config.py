@@ -685,3 +685,9 @@ def test_builds_share_no_weights_between_parts_within_parts():
 def test_sizes_beyond_what_works_are_refused_in_words(word):
     with pytest.raises(UsageError, match=r"it must be at (most|least)"):
         config.compose(["task=spirals", word])
+
+
+@pytest.mark.parametrize("words", [["family=null"], ["family=gamma", "family=null"]])
+def test_a_group_without_an_option_is_refused_in_our_words(words):
+    with pytest.raises(UsageError, match="null is none"):
+        config.compose(words)
