@@ -36,9 +36,9 @@ def against_chance(
     return against(value, np.array([_again(a[documents.exchanged(draw)], b).mean() for _ in range(draws)]))
 
 
-def chance_at(load: NDArray[np.floating]) -> float:
+def chance_at(load: NDArray[np.number]) -> float:
     """Of routing that ignores the token before, at the given load (E,) of first choices: sum of squared shares."""
-    return float(np.square(load / load.sum()).sum())
+    return float(np.square(load / max(load.sum(), 1)).sum())
 
 
 def _followers(sequence: Ints, position: Ints) -> tuple[Ints, Ints]:

@@ -6,6 +6,7 @@ Arrays are those of ``TraceReader.tokens``: expert and weight (n, K), the rest (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,21 @@ def by_label(share: Floats, label: Ints, num_labels: int) -> Floats:
     """Work by label and expert: (L, E) sums of shares; tokens with a negative label are left out."""
     kept = label >= 0
     return np.stack([np.bincount(label[kept], work, minlength=num_labels) for work in share[kept].T], axis=1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work by a label's value and expert (V, E), and each value's tokens (V,); what nobody served or labelled is left out."""
+
+    table: Floats
+    counts: Ints
+
+    @classmethod
+    def of(cls, share: Floats, label: Ints) -> Work:
+        """Of shares (n, E) and labels (n,); V is one more than the largest label."""
+        kept = (share.sum(1) > 0) & (label >= 0)
+        size = int(label[kept].max(initial=-1)) + 1
+        return cls(by_label(share[kept], label[kept], size), np.bincount(label[kept], minlength=size))
 
 
 def nmi(a: Ints, b: Ints) -> float:

@@ -45,10 +45,9 @@ def _figure(run: Run, name: str, values: Array, parts: list[Array]) -> Picture:
     what = heading(run, f"mean gate by {safe(name)}, test tokens", next(iter(run.layers)))
     note = f"lines: {SPREAD[0]}th to {SPREAD[1]}th percentile of the tokens"
     figure, grid = new(f"{what}\n{note}", FRAME + ROW * len(values), len(values), sharex=True, sharey=True)
-    names = run.info.get("label_names", {}).get(name, [])
     for axes, value, part in zip(grid[:, 0], values, parts, strict=True):
         _bars(axes, part)
-        text = names[value] if value < len(names) else str(value)
+        text = run.label_name(name, value)
         shown = f"{name} {text}" if len(text) < SHORT else text
         axes.set_ylabel(safe(shown, 14), rotation=0, ha="right", va="center")
     level(grid[0, 0], 1 / num_experts, f"uniform\n1/{num_experts}")
@@ -56,8 +55,7 @@ def _figure(run: Run, name: str, values: Array, parts: list[Array]) -> Picture:
         level(axes, 1 / num_experts)
     grid[-1, 0].set_xticks(range(num_experts), [f"e{expert}" for expert in range(num_experts)])
     grid[-1, 0].set_xlabel("p(expert | x)")
-    shown = [names[value] if value < len(names) else str(value) for value in values]
-    return Picture(figure, _numbers(name, shown, parts))
+    return Picture(figure, _numbers(name, [run.label_name(name, value) for value in values], parts))
 
 
 def _numbers(name: str, values: list[str], parts: list[Array]) -> Table:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from moecli.analysis.specialisation import Work, shares
 from moecli.plots.figure import Picture, heading, safe, stem, styled
-from moecli.plots.recorded import MOST_NAMED, Recorded, last, value_name
+from moecli.plots.recorded import MOST_NAMED, Recorded, last
 from moecli.plots.shares import share_map, share_numbers
 from moecli.record.folder import Run
 
-Array = np.ndarray[Any, Any]
 MOST_ROWS = 40  # label values; the most frequent ones where there are more
 
 
@@ -23,28 +21,15 @@ def draw(run: Run) -> dict[str, Picture]:
         found = last(run, layer)
         for name in found.labels if found else ():
             assert found is not None
-            table, counts = _table(found.tokens, name, run.layers[layer]["experts"])
-            if np.count_nonzero(counts) > 1:
-                figures[stem("labels", layer, name)] = _picture(run, layer, name, found, table, counts)
+            share = shares(found.tokens, run.layers[layer]["experts"])
+            work = Work.of(share, found.tokens[f"label_{name}"].astype(int))
+            if np.count_nonzero(work.counts) > 1:
+                figures[stem("labels", layer, name)] = _picture(run, layer, name, found, work)
     return figures
 
 
-def _table(tokens: dict[str, Array], name: str, num_experts: int) -> tuple[Array, Array]:
-    """Work by label value and expert (V, E), and the tokens of each value (V,), each token counting once.
-
-    Tokens that no expert served, and those without a label (-1), are left out.
-    """
-    expert, label = tokens["expert"].astype(int), tokens[f"label_{name}"].astype(int)
-    weight = np.where(expert >= 0, tokens["weight"], 0).astype(float)  # (n, K)
-    total = weight.sum(1)
-    kept = (total > 0) & (label >= 0)
-    expert, label, share = expert[kept], label[kept], weight[kept] / total[kept, None]
-    table = np.zeros((label.max(initial=-1) + 1, num_experts))
-    np.add.at(table, (np.broadcast_to(label[:, None], expert.shape), expert), share)  # an absent one adds 0
-    return table, np.bincount(label, minlength=len(table))
-
-
-def _picture(run: Run, layer: str, name: str, found: Recorded, table: Array, counts: Array) -> Picture:
+def _picture(run: Run, layer: str, name: str, found: Recorded, work: Work) -> Picture:
+    table, counts = work.table, work.counts  # (V, E), (V,)
     values = np.flatnonzero(counts)
     often = np.sort(values[np.argsort(-counts[values], kind="stable")[:MOST_ROWS]])
     tokens = np.append(counts[often], counts.sum())
@@ -52,7 +37,7 @@ def _picture(run: Run, layer: str, name: str, found: Recorded, table: Array, cou
     rest = "" if len(often) == len(values) else f"; the {MOST_ROWS} most frequent of {len(values)} values"
     note = f"{found.where}{rest}. Each row would equal 'all' if experts ignored the label"
     title = f"{heading(run, f'which experts serve which {safe(name)}', layer)}\n{note}"
-    values_named = [*(value_name(run, name, value) for value in often), "all"]
+    values_named = [*(run.label_name(name, value) for value in often), "all"]
     shown = [f"{safe(text, MOST_NAMED)} · {count}" for text, count in zip(values_named, tokens, strict=True)]
     figure, _ = share_map(title, f"{safe(name)} · tokens", rows, shown)
     numbers = share_numbers(rows, values_named, name)

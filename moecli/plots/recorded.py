@@ -60,9 +60,3 @@ def _check(run: Run, layer: str, tokens: dict[str, Array]) -> None:
 def chooses(run: Run) -> bool:
     """Whether a token's experts are a choice: a dense router's are all, however little weight some have."""
     return run.info.get("config", {}).get("router") != "dense"
-
-
-def value_name(run: Run, label: str, value: int) -> str:
-    """What a label's number means, as the task named it."""
-    names = run.info.get("label_names", {}).get(label, [])
-    return str(names[value]) if value < len(names) else str(value)

@@ -32,18 +32,13 @@ def draw(run: Run) -> dict[str, Picture]:
     axes = grid[0, 0]
     axes.imshow(sheet if sheet.shape[-1] == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     tall = image.shape[2] + GAP
-    names = run.info.get("label_names", {}).get("class", [])
-    shown = [safe(names[each] if each < len(names) else each, 12) for each in classes]
+    shown = [safe(run.label_name("class", each), 12) for each in classes]
     axes.set_yticks(np.arange(len(classes)) * tall + (tall - GAP) / 2 - 0.5, shown)
     axes.set_xticks([])
     axes.set_ylabel("class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return {
-        "samples": Picture(
-            figure, _numbers(image, [names[each] if each < len(names) else str(each) for each in number])
-        )
-    }
+    return {"samples": Picture(figure, _numbers(image, [run.label_name("class", each) for each in number]))}
 
 
 def _numbers(image: Array, classes: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from moecli.plots.figure import FAINT, INK, MARKERS, Picture, class_colors, heading, new, safe, stem, styled
 from moecli.plots.numbers import by_expert
-from moecli.plots.recorded import MOST_NAMED, Recorded, last, value_name
+from moecli.plots.recorded import MOST_NAMED, Recorded, last
 from moecli.record.folder import Run
 
 Array = np.ndarray[Any, Any]
@@ -42,11 +42,11 @@ def _picture(run: Run, layer: str, found: Recorded) -> Picture:
     shown = np.unique(values)
     for value, color, mark in zip(shown, class_colors(len(shown)), MARKERS, strict=False):
         points = probs[values == value] @ CORNERS
-        name = safe(value_name(run, label, value), MOST_NAMED) if label else "tokens"
+        name = safe(run.label_name(label, value), MOST_NAMED) if label else "tokens"
         axes.scatter(*points.T, color=color, marker=mark, s=9, linewidths=0, alpha=0.7, label=name)
     title = safe(label) if label else None
     figure.legend(loc="outside lower center", ncols=5, title=title, markerscale=1.5)
-    names = {label: [value_name(run, label, value) for value in values]} if label else {}
+    names = {label: [run.label_name(label, value) for value in values]} if label else {}
     return Picture(figure, {**by_expert("p", probs), **names})
 
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from moecli.analysis.coloured_text import Window, background, visible, windows
-from moecli.analysis.repetition import repetition
+from moecli.analysis.repetition import chance_at, repetition
 from moecli.plots.figure import KEY, Picture, drawable, expert_key, fonts, heading, new, safe, stem, styled
-from moecli.plots.recorded import Recorded, last, value_name
+from moecli.plots.recorded import Recorded, last
 from moecli.record.folder import Run
 
 Array = np.ndarray[Any, Any]
@@ -67,8 +67,7 @@ def _again(found: Recorded, num_experts: int) -> str:
     """How often a symbol goes where the one before it went, beside what its load alone would give."""
     tokens, load = found.tokens, np.bincount(found.first[found.first >= 0], minlength=num_experts)
     share = repetition(tokens["expert"], tokens["sequence"], tokens["position"])
-    chance = np.square(load / max(load.sum(), 1)).sum()
-    return f"same expert as the symbol before: {share:.0%}, by chance {chance:.0%}"
+    return f"same expert as the symbol before: {share:.0%}, by chance {chance_at(load):.0%}"
 
 
 def _source(run: Run, found: Recorded, window: Window) -> str:
@@ -76,7 +75,7 @@ def _source(run: Run, found: Recorded, window: Window) -> str:
     if not found.labels:
         return ""
     label = found.labels[0]
-    return f"{safe(label)}: {safe(value_name(run, label, int(found.tokens[f'label_{label}'][window.rows[0]])))}"
+    return f"{safe(label)}: {safe(run.label_name(label, int(found.tokens[f'label_{label}'][window.rows[0]])))}"
 
 
 def _page(axes: Axes, pixels: Array) -> None:

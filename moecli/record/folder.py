@@ -244,6 +244,11 @@ class Run:
         """{layer name: {"experts": E, ...}} in forward order."""
         return self.info.get("layers", {})
 
+    def label_name(self, label: str, value: int) -> str:
+        """What a label's number means, as the task named it; else the number."""
+        names = self.info.get("label_names", {}).get(label, [])
+        return str(names[value]) if value < len(names) else str(value)
+
     @property
     def title(self) -> str:
         """Task and router, as every picture's title begins."""

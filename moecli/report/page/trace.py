@@ -10,25 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecli.analysis.coactivation import coactivation
-from moecli.analysis.specialisation import by_label, shares
+from moecli.analysis.specialisation import Work, shares
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
 from moecli.report.page.examples import SPLIT
-
-
-@dataclass(frozen=True)
-class Work:
-    """Work by a label's value and expert (V, E), and each value's tokens (V,); what nobody served or labelled is left out."""
-
-    table: NDArray[np.floating]
-    counts: NDArray[np.integer]
-
-    @classmethod
-    def of(cls, share: NDArray[np.floating], value: NDArray[np.integer]) -> Work:
-        kept = (share.sum(1) > 0) & (value >= 0)
-        size = int(value[kept].max(initial=-1)) + 1
-        counts = np.bincount(value[kept], minlength=size)
-        return cls(by_label(share[kept], value[kept], size), counts)
 
 
 @dataclass(frozen=True)
@@ -50,8 +35,7 @@ class LayerTrace:
         return cls(run, layer, tokens, share, {name: Work.of(share, tokens[f"label_{name}"]) for name in names})
 
     def name_of(self, label: str, value: int) -> str:
-        names = self.run.info.get("label_names", {}).get(label, [])
-        return str(names[value]) if value < len(names) else str(value)
+        return self.run.label_name(label, value)
 
     @property
     def picks(self) -> bool:
