@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -78,18 +78,7 @@ class Em:
         Raises NumericalFailure where the likelihood is not finite, and Interrupted with everything saved
         where a signal asked to stop.
         """
-        with listening() as stop:
-            run = _Run(self, job, saved)
-            for step in range(run.first, self.steps):
-                if run.iterate(step) or step + 1 == self.steps:
-                    run.finish(step + 1)
-                    break
-                if stop.signal is not None:
-                    run.save(step + 1)
-                    raise Interrupted(f"stopped after iteration {step + 1} of {self.steps}", 128 + stop.signal)
-                if (step + 1) % self.checkpoint_every == 0:
-                    run.save(step + 1)
-            return run.best
+        return climbed(self, _Run(self, job, saved))
 
 
 @dataclass(frozen=True)
@@ -191,11 +180,21 @@ class Ascent:
 class Precise(Judge):
     """A float64 copy of the layer is fitted; the model takes its parameters before whatever reads them."""
 
+    first = 0  # the iteration that this attempt begins with
+
     def __init__(self, job: Job):
         super().__init__(job)
         self.own: MixtureDensity = job.model.mixtures["layer0"]  # type: ignore[assignment]  # needs: family fit
         self.layer = copy.deepcopy(self.own).double().eval()
         job.record.refresh = self._hand_over
+
+    def iterate(self, number: int) -> bool:
+        """One iteration, recorded; true where it is the last."""
+        raise NotImplementedError
+
+    def finish(self, step: int) -> None:
+        """What follows the last iteration."""
+        self.evaluate(step)
 
     def memory(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds beside the model: exact parameters, and whatever else the next step needs."""
@@ -220,6 +219,31 @@ class Precise(Judge):
         own = self.own.state_dict()
         exact = {name: tensor.to(own[name].dtype) for name, tensor in self.layer.state_dict().items()}
         checkpoint.restore(self.own, exact, str(self.job.record.folder))
+
+
+class Climbing(Protocol):
+    """What ``climbed`` asks of a trainer."""
+
+    steps: int
+    checkpoint_every: int
+
+
+def climbed(plan: Climbing, run: Precise) -> Best:
+    """Iterate until the climb ends or ``plan.steps`` are done, saving as often as the plan says.
+
+    Raises Interrupted with everything saved where a signal asked to stop.
+    """
+    with listening() as stop:
+        for step in range(run.first, plan.steps):
+            if run.iterate(step) or step + 1 == plan.steps:
+                run.finish(step + 1)
+                break
+            if stop.signal is not None:
+                run.save(step + 1)
+                raise Interrupted(f"stopped after iteration {step + 1} of {plan.steps}", 128 + stop.signal)
+            if (step + 1) % plan.checkpoint_every == 0:
+                run.save(step + 1)
+        return run.best
 
 
 def precise(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -289,7 +313,6 @@ class _Run(Precise):
         return {**super().memory(), "em_best": {**self.ascent.best, "reached": reached}}
 
     def iterate(self, number: int) -> bool:
-        """One iteration, recorded; true where it is the last."""
         step, ended = self.ascent.iterate(number)
         values = {"loss": step.nll, "joint_nll": step.joint_nll}
         if self.plan.variant in ("hard", "balanced"):
@@ -305,7 +328,7 @@ class _Run(Precise):
         if self.plan.raises is None:
             self.job.record.view.say("this kind of EM raises no quantity at every iteration")
         self._order()
-        self.evaluate(step)
+        super().finish(step)
 
     def _order(self) -> None:
         """Experts by falling share of the rows, so that fits from other starts have the same names for them."""

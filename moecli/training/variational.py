@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from moecli.errors import Interrupted, NumericalFailure, UsageError
+from moecli.errors import NumericalFailure, UsageError
 from moecli.families.gaussian import Gaussian
 from moecli.record.checkpoint import Saved
 from moecli.tasks.task import generator
-from moecli.training.em import FALL, Precise, precise, scattered
+from moecli.training.em import FALL, Precise, climbed, precise, scattered
 from moecli.training.evidence import observe
 from moecli.training.gradient import Best, Job
 from moecli.training.posterior import Data, Posterior, Prior, begin, bound, responsibilities, update
-from moecli.training.stop import listening
 from moecli.types import NonNegativeFloat, PositiveInt
 
 LOST = -1e4  # the gate's logit of an expert that was spared
@@ -57,18 +56,7 @@ class Variational:
         NumericalFailure where the bound is not finite, and Interrupted with everything saved where a signal
         asked to stop.
         """
-        with listening() as stop:
-            run = _Run(self, job, saved)
-            for step in range(run.first, self.steps):
-                if run.iterate(step) or step + 1 == self.steps:
-                    run.evaluate(step + 1)
-                    break
-                if stop.signal is not None:
-                    run.save(step + 1)
-                    raise Interrupted(f"stopped after iteration {step + 1} of {self.steps}", 128 + stop.signal)
-                if (step + 1) % self.checkpoint_every == 0:
-                    run.save(step + 1)
-            return run.best
+        return climbed(self, _Run(self, job, saved))
 
 
 class Climb:
@@ -160,7 +148,6 @@ class _Run(Precise):
 
     @torch.no_grad()
     def iterate(self, number: int) -> bool:
-        """One iteration, recorded; true where it is the last."""
         climb, reached, many = self.climb, self.climb.reached, len(self.climb.posterior.expert)
         self._write()
         ended = climb.iterate()
