@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moecli.analysis.chance import AgainstChance, Documents, against, num_draws
-from moecli.record.folder import Run
-from moecli.record.trace import TraceReader
 
 Ints = NDArray[np.integer]
 
@@ -55,11 +53,3 @@ def _common(expert_a: Ints, expert_b: Ints) -> Ints:  # (n, K), (n, K') -> (n,)
 def _mean_share(part: Ints, whole: Ints) -> float:
     kept = whole > 0
     return float((part[kept] / whole[kept]).mean()) if kept.any() else float("nan")
-
-
-def saturation_curve(run: Run, layer: str, split: str = "valid") -> tuple[Ints, NDArray[np.floating]]:
-    """Saturation of each evaluation against the last one: (steps (S,), values (S,)); empty without a trace."""
-    reader = TraceReader(run.path)
-    steps = reader.steps(layer, split)
-    experts = [reader.tokens(layer, split, step)["expert"] for step in steps]
-    return np.array(steps, dtype=np.int64), np.array([saturation(expert, experts[-1]) for expert in experts])
