@@ -392,7 +392,9 @@ def _choices(user: Sequence[Word]) -> dict[str, Any]:
                 find(word.key, option)
             elif isinstance(_defaults().get(word.key), list):
                 raise UsageError(f"{word.key}={word.value} (command line): null is none of them. Write {word.key}=[]")
-        chosen[word.key] = options if several else (None if word.value == "null" else word.value)
+            else:
+                _one(None, word.key)
+        chosen[word.key] = options if several else word.value
     return chosen
 
 
@@ -655,10 +657,6 @@ def _hydra(lines: list[str], words: str) -> Config:
         if said.startswith("Ambiguous value"):
             raise UsageError(
                 f"{shown(words)} (command line): a run has one value of each key. Write a list in [brackets]"
-            ) from error
-        if said.startswith("Config group override"):
-            raise UsageError(
-                f"{shown(words)} (command line): a group takes the name of an option, and null is none. List them with: moe ls"
             ) from error
         raise UsageError(
             f"{shown(words)} (command line): {shown(said)}. Check the spelling and quoting of these words"
