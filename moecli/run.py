@@ -702,7 +702,7 @@ def _change_without(built: Built, found: Evaluation, name: str, expert: int) -> 
 def _layer(built: Built, found: Evaluation, name: str, folder: Path) -> dict[str, Any]:
     usage, tokens = found.usage[name], TraceReader(folder).tokens(name, "test")
     share = usage.load.double()
-    first = np.where(tokens["weight"][:, 0] > 0, tokens["expert"][:, 0], -1)
+    first = specialisation.first_expert(tokens)
     against = {
         label: asdict(specialisation.nmi_against_chance(first, tokens[f"label_{label}"], tokens["document"]))
         for label in label_names(built)
