@@ -9,7 +9,7 @@ import moecli
 from moecli.analysis.statistics import interval
 
 if __name__ == "__main__":
-    seeds, words = int((sys.argv[1:] or ["3"])[0]), sys.argv[2:]
+    seeds, words = int((sys.argv[1:] or ["5"])[0]), sys.argv[2:]
     gaps = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
