@@ -87,7 +87,8 @@ class Trial:
     def is_density(self) -> bool:
         if isinstance(self.plan, Slots):
             return False
-        self.plan.joint(torch.zeros(int(self.plan.groups.counts.sum()), dtype=torch.float64))  # raises for a repeated edge
+        rows = int(self.plan.groups.counts.sum())
+        self.plan.joint(torch.zeros(rows, dtype=torch.float64))  # raises for a repeated edge
         return bool((self.plan.weights.sum(-1) - 1).abs().max() < 1e-9)
 
     def is_balanced(self) -> bool:
