@@ -21,7 +21,7 @@ def norm_of(kind: Literal["rms", "layer"], dim: int, eps: float | None = None) -
 
 
 class Attention(nn.Module):
-    """Self-attention with H heads of F = D / H features: (B, T, D) -> (B, T, D) (Vaswani et al., 2017).
+    """Self-attention with H heads of F features, by default D / H: (B, T, D) -> (B, T, D) (Vaswani et al., 2017).
 
     Each of ``kv_heads`` keys and values serves H / ``kv_heads`` heads of queries (Ainslie et al., 2023).  Positions
     turn queries and keys (Su et al., 2021), unless ``rotary_base`` is None.  With ``qk_norm``, a factory of norms, all
@@ -38,13 +38,15 @@ class Attention(nn.Module):
         rotary_base: float | None = 10_000.0,
         qk_norm: Callable[[int], nn.Module] | None = None,
         qkv_bias: bool = False,
+        head_dim: int | None = None,
     ):
         super().__init__()
         kv_heads = kv_heads or heads
-        _check_sizes(dim, heads, kv_heads, rotary_base)
-        self.causal, self.rotary_base, self.features = causal, rotary_base, dim // heads
-        self.widths = [dim, kv_heads * self.features, kv_heads * self.features]  # of queries, keys and values
-        self.qkv, self.out = nn.Linear(dim, sum(self.widths), bias=qkv_bias), nn.Linear(dim, dim, bias=False)
+        _check_sizes(dim, heads, kv_heads, rotary_base, head_dim)
+        self.causal, self.rotary_base, self.features = causal, rotary_base, head_dim or dim // heads
+        self.widths = [number * self.features for number in (heads, kv_heads, kv_heads)]  # of queries, keys and values
+        self.qkv = nn.Linear(dim, sum(self.widths), bias=qkv_bias)
+        self.out = nn.Linear(self.widths[0], dim, bias=False)
         self.q_norm, self.k_norm = (qk_norm(width) if qk_norm else nn.Identity() for width in self.widths[:2])
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
@@ -72,10 +74,14 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and not later, **grouped)
 
 
-def _check_sizes(dim: int, heads: int, kv_heads: int, rotary_base: float | None) -> None:
-    if dim % heads or (rotary_base is not None and dim // heads % 2):
+def _check_sizes(dim: int, heads: int, kv_heads: int, rotary_base: float | None, head_dim: int | None) -> None:
+    if head_dim is not None and head_dim % 2 and rotary_base is not None:
+        raise UsageError(f"model.head_dim={head_dim}: rotary positions turn pairs of features. Give an even number")
+    if head_dim is None and (dim % heads or (rotary_base is not None and dim // heads % 2)):
         share = "an equal share of it" if rotary_base is None else "an even share of it, for rotary positions"
-        raise UsageError(f"model.dim={dim}: each of {heads} heads needs {share}. Change model.dim or model.heads")
+        raise UsageError(
+            f"model.dim={dim}: each of {heads} heads needs {share}. Change model.dim or model.heads, or set model.head_dim"
+        )
     if heads % kv_heads:
         raise UsageError(
             f"model.kv_heads={kv_heads}: {heads} heads do not divide among so many. Change model.kv_heads or model.heads"

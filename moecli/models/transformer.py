@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moecli.mixture import MixtureOfExperts, Output
 from moecli.models.attention import Attention, KeysValues, dense, norm_of
+from moecli.models.latent import LatentAttention, refuse_idle
 from moecli.models.model import Known, Layer, Model, Past
 from moecli.models.places import places
 from moecli.parts import Parts
@@ -35,6 +36,10 @@ class Transformer(Model):
         depth: PositiveInt = 4,
         heads: PositiveInt = 4,
         kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        attention: Literal["full", "latent"] = "full",
+        kv_rank: PositiveInt | None = None,
+        q_rank: PositiveInt | None = None,
         every: list[int] | PositiveInt = 2,
         norm: Literal["rms", "layer"] = "rms",
         norm_eps: PositiveFloat | None = None,
@@ -57,12 +62,22 @@ class Transformer(Model):
         sizes = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
         built = {n: parts.mixture(n, i, len(names), **sizes, shared_mix=shared_mix) for i, n in enumerate(names)}
         normed = partial(norm_of, norm, eps=norm_eps)
-        attention = partial(Attention, dim, heads, kv_heads, True, rotary_base, normed if qk_norm else None, qkv_bias)
+        refuse_idle(
+            attention,
+            full={"kv_heads": kv_heads, "qk_norm": qk_norm, "qkv_bias": qkv_bias},
+            latent={"kv_rank": kv_rank, "q_rank": q_rank},
+        )
         dense_feed = partial(dense, feed, dim, hidden or 4 * dim)
+
+        def attentive() -> Attention:
+            if attention == "latent":
+                return LatentAttention(dim, heads, normed, rotary_base, head_dim, kv_rank, q_rank)
+            qk_normed = normed if qk_norm else None
+            return Attention(dim, heads, kv_heads, True, rotary_base, qk_normed, qkv_bias, head_dim)
 
         def block(name: str) -> Block:
             # a dense layer is drawn also where a mixture takes its place: what a seed gives to the blocks behind stays
-            return Block(attention(), normed(dim), normed(dim), built.get(name, dense_feed()), dropout)
+            return Block(attentive(), normed(dim), normed(dim), built.get(name, dense_feed()), dropout)
 
         self.blocks: Any = nn.ModuleDict({name: block(name) for name in (f"block{index}" for index in range(depth))})
         self.norm, self.dropout = normed(dim), nn.Dropout(dropout)

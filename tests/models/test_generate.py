@@ -17,6 +17,7 @@ VOCAB, PROMPT, NUMBER, WINDOW = 30, 5, 9, 8  # two windows are filled on the way
 MODELS = {
     "transformer": {"dim": 16, "depth": 2, "every": 1, "kv_heads": 2, "qk_norm": True},
     "lstm": {"dim": 16, "depth": 3, "every": [1], "tied": False},
+    "latent": {"dim": 16, "depth": 2, "every": 1, "attention": "latent", "head_dim": 8, "kv_rank": 6, "q_rank": 10},
 }
 TOLD = ("oracle", "replay")  # who must be told of each token what a new text has not
 INDEPENDENT = [(router, {}) for router in routers_giving("independent") if router not in TOLD]
@@ -35,7 +36,7 @@ def small(model="transformer", router="top_k", options=None, gate="linear", head
     nodes |= {"router": option_node("router", router) | (options or {}), "num_experts": 4}
     nodes["expert"]["hidden"] = 8
     torch.manual_seed(0)
-    node = option_node("model", model) | MODELS[model]
+    node = option_node("model", "lstm" if model == "lstm" else "transformer") | MODELS[model]
     return build(node, parts=Parts(nodes), dim=0, out=VOCAB, vocab_size=VOCAB).eval()
 
 
@@ -69,6 +70,7 @@ def logits_along(model, ids, start=PROMPT, window=WINDOW):
 
 
 CACHED = [("transformer", *case) for case in INDEPENDENT]
+CACHED += [("latent", "top_k", {})]
 CACHED += [("lstm", router, {}) for router in ("top_k", "dense", "hash", "hierarchical")]
 
 

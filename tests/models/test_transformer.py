@@ -70,7 +70,8 @@ def test_without_options_it_is_what_it_was_to_the_bit(text, every):
 TOGETHER = [
     ["norm=layer", "norm_eps=0.01", "qk_norm=true", "qkv_bias=true"],
     ["kv_heads=2", "rotary_base=500.0", "feed=swiglu", "hidden=24"],
-    ["kv_heads=1", "every=[0]", "tied=false", "dropout=0.1"],
+    ["kv_heads=1", "every=[0]", "tied=false", "dropout=0.1", "head_dim=6"],
+    ["attention=latent", "kv_rank=12", "q_rank=8"],
 ]
 
 
@@ -178,6 +179,11 @@ def test_blocks_of_a_list_have_a_mixture(text):
         (["model.every=some"], "whole number"),
         (["model.kv_heads=3"], "4 heads do not divide among so many"),
         (["model.dim=12"], "an even share"),
+        (["model.dim=12", "model.head_dim=3"], r"model\.head_dim=3: .*even number"),
+        (["model.kv_rank=8"], r"model\.kv_rank=8 \(model\.attention=full\): it belongs to model\.attention=latent"),
+        (["model.attention=latent", "model.kv_heads=2"], r"model\.kv_heads=2 .*belongs to model\.attention=full"),
+        (["model.attention=latent", "model.head_dim=6"], "that four divides"),
+        (["model.attention=latent", "model.heads=3"], "each of 3 heads needs an equal share"),
         (["model.norm=batch"], "'rms' or 'layer'"),
     ],
 )

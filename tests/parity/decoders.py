@@ -56,6 +56,21 @@ def qwen2_moe(config: Any) -> Options:
     return blocks.qwen2_moe(config) | _decoder(config) | biases | {"model.every": every}
 
 
+def deepseek_v2(config: Any) -> Options:
+    """Latent attention, whose heads have as many features for values as for what of keys tells no positions."""
+    if config.qk_nope_head_dim != config.v_head_dim or 2 * config.qk_rope_head_dim != config.v_head_dim:
+        raise ValueError("v_head_dim: only heads like DeepSeek's have an option of ours, a half of them turned")
+    latent = {
+        "model.attention": "latent",
+        "model.head_dim": config.v_head_dim,
+        "model.kv_heads": None,
+        "model.kv_rank": config.kv_lora_rank,
+        "model.q_rank": config.q_lora_rank,
+        "model.every": list(range(config.first_k_dense_replace, config.num_hidden_layers)),
+    }
+    return blocks.deepseek_v2(config) | _decoder(config) | latent
+
+
 def weights(config: Any, state: State, mixture: blocks.Weights) -> dict[str, Tensor]:
     """All of a decoder, its mixtures by ``mixture``."""
     ours = {"embedding.weight": state["model.embed_tokens.weight"], "norm.weight": state["model.norm.weight"]}
@@ -63,7 +78,7 @@ def weights(config: Any, state: State, mixture: blocks.Weights) -> dict[str, Ten
         ours["output.weight"] = state["lm_head.weight"]
     for index in range(config.num_hidden_layers):
         block = _below(f"model.layers.{index}.", state)
-        named = {**_attention(_below("self_attn.", block)), **_feed(config, _below("mlp.", block), mixture)}
+        named = {**_attention(config, _below("self_attn.", block)), **_feed(config, _below("mlp.", block), mixture)}
         named |= {
             "norm1.weight": block["input_layernorm.weight"],
             "norm2.weight": block["post_attention_layernorm.weight"],
@@ -72,7 +87,9 @@ def weights(config: Any, state: State, mixture: blocks.Weights) -> dict[str, Ten
     return ours
 
 
-def _attention(state: State) -> dict[str, Tensor]:
+def _attention(config: Any, state: State) -> dict[str, Tensor]:
+    if hasattr(config, "kv_lora_rank"):
+        return _latent(config, state)
     kinds = [kind for kind in ("weight", "bias") if f"q_proj.{kind}" in state]
     joined = {f"attention.qkv.{kind}": torch.cat([state[f"{p}_proj.{kind}"] for p in "qkv"]) for kind in kinds}
     norms = {
@@ -81,6 +98,27 @@ def _attention(state: State) -> dict[str, Tensor]:
         if f"{name}.weight" in state
     }
     return {**joined, **norms, "attention.out.weight": state["o_proj.weight"]}
+
+
+def _latent(config: Any, state: State) -> dict[str, Tensor]:
+    """Features that are turned stand in pairs there; here the first of all pairs, then the second."""
+    names = {"q_a_proj": "q_down", "q_a_layernorm": "q_norm", "kv_a_layernorm": "kv_norm", "kv_b_proj": "kv_up"}
+    whole = {"o_proj": "out", **names}
+    plain = {f"attention.{ours}.weight": state[f"{t}.weight"] for t, ours in whole.items() if f"{t}.weight" in state}
+    queries = state.get("q_b_proj.weight", state.get("q_proj.weight"))
+    by_head = queries.unflatten(0, (config.num_attention_heads, -1))  # (H, 3 F / 2, D)
+    return {
+        **plain,
+        "attention.q_up.weight": _unpaired(by_head, config.qk_rope_head_dim).flatten(0, 1),
+        "attention.kv_down.weight": _unpaired(state["kv_a_proj_with_mqa.weight"], config.qk_rope_head_dim),
+    }
+
+
+def _unpaired(
+    weight: Tensor, turned: int
+) -> Tensor:  # (..., W, D) -> the same, of which the last ``turned`` stand in pairs
+    still, pairs = weight[..., :-turned, :], weight[..., -turned:, :]
+    return torch.cat([still, pairs[..., ::2, :], pairs[..., 1::2, :]], dim=-2)
 
 
 def _feed(config: Any, state: State, mixture: blocks.Weights) -> dict[str, Tensor]:

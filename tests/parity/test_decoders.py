@@ -1,4 +1,4 @@
-"""The same weights give the same logits as transformers' Mixtral, OLMoE and Qwen2-MoE, and a wrong option does not."""
+"""The same weights give the same logits as transformers' Mixtral, OLMoE, Qwen2-MoE and DeepSeek-V2, and a wrong option does not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.deepseek_v2.configuration_deepseek_v2 import DeepseekV2Config
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2ForCausalLM
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM
 from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
@@ -75,6 +77,16 @@ def qwen2_moe(**more: Any) -> Peer:
     return Peer(Qwen2MoeForCausalLM, config, decoders.qwen2_moe, blocks.qwen2_moe_weights)
 
 
+def deepseek_v2(**more: Any) -> Peer:
+    """The first block dense; groups of two experts, of which a token reaches two."""
+    attention = {"num_key_value_heads": 4, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 6}
+    widths = {"n_routed_experts": 6, "moe_intermediate_size": 20, "n_shared_experts": 2, "first_k_dense_replace": 1}
+    groups = {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+    low = {"v_head_dim": 12, "q_lora_rank": 24}
+    config = DeepseekV2Config(**{**SIZES, **attention, **widths, **groups, **low, **more})
+    return Peer(DeepseekV2ForCausalLM, config, decoders.deepseek_v2, blocks.deepseek_v2_weights)
+
+
 PEERS = {
     "mixtral": mixtral(),
     "mixtral, tied": mixtral(tie_word_embeddings=True, rms_norm_eps=1e-2),
@@ -83,6 +95,8 @@ PEERS = {
     "qwen2_moe": qwen2_moe(),
     "qwen2_moe, every other block": qwen2_moe(decoder_sparse_step=2),
     "qwen2_moe, but for the first": qwen2_moe(mlp_only_layers=[0], qkv_bias=False, norm_topk_prob=True),
+    "deepseek_v2": deepseek_v2(),
+    "deepseek_v2, whole queries": deepseek_v2(q_lora_rank=None, rope_theta=100.0),
 }
 # Options that are wrong for each.
 WRONG: dict[str, list[blocks.Options]] = {
@@ -93,6 +107,8 @@ WRONG: dict[str, list[blocks.Options]] = {
     "qwen2_moe": [{"model.qkv_bias": False}, {"model.shared": 0}, {"model.shared_mix": "add"}],
     "qwen2_moe, every other block": [{"model.every": [1, 2]}, {"model.norm": "layer"}],
     "qwen2_moe, but for the first": [{"model.every": 1}, {"router.renormalize": False}],
+    "deepseek_v2": [{"model.rotary_base": 30.0}, {"router.scale": 1.0}, {"router.limit": 1}],
+    "deepseek_v2, whole queries": [{"model.rotary_base": 10_000.0}],
 }
 CONTROLS = [(name, change) for name, changes in WRONG.items() for change in changes]
 
@@ -124,7 +140,7 @@ def test_a_wrong_option_shows(name, change):
 
 
 def test_every_decoder_has_a_wrong_option():
-    assert WRONG.keys() == PEERS.keys() and len(PEERS) == 7 and len(CONTROLS) == 16
+    assert WRONG.keys() == PEERS.keys() and len(PEERS) == 9 and len(CONTROLS) == 20
 
 
 @pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen2_moe, every other block"])
@@ -141,9 +157,19 @@ def test_the_activated_half_is_not_the_other(name):
 
 
 @torch.no_grad()
+def test_a_shared_key_whose_pairs_stand_otherwise_shows():
+    peer = PEERS["deepseek_v2"]
+    theirs, ids = peer.build(0), sample(0)
+    ours = peer.ours(theirs)
+    down, turned = ours.blocks.block1.attention.kv_down.weight, theirs.config.qk_rope_head_dim
+    down[-turned:] = down[-turned:].roll(1, dims=0)
+    assert gap(ours, theirs, ids) > VISIBLE
+
+
+@torch.no_grad()
 def test_greedy_generation_is_theirs():
     """Both with a cache, token by token."""
-    for name in ("mixtral", "olmoe", "qwen2_moe"):
+    for name in ("mixtral", "olmoe", "qwen2_moe", "deepseek_v2"):
         peer = PEERS[name]
         theirs, given = peer.build(0), sample(0)[0, :5]
         theirs.generation_config.eos_token_id = None  # it ends nowhere, as ours
