@@ -139,9 +139,9 @@ class Shape:
     x: torch.Tensor  # there too: a batch to count on
 
 
-def shape(composed: Composed) -> Shape:
+def shape(composed: Composed, task: Task | None = None) -> Shape:
     """Build a model whose tensors have shapes and no memory, its routers apart; raises UsageError as ``assemble`` does."""
-    task = build_task(composed)
+    task = task or build_task(composed)
     settings = _with_family(composed.config, task)
     _refuse_idle(settings, composed.explicit)
     _refuse_other_inputs(settings, task)

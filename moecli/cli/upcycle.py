@@ -12,7 +12,11 @@ import typer
 from moecli.cli.common import Json, Plugin, RunFolder, Runs, Words, example, use
 from moecli.record.folder import check_name
 
-EPILOG = example("moe upcycle RUN", "moe upcycle RUN router=top_k num_experts=16 --noise 0.01")
+EPILOG = example(
+    "moe upcycle RUN",
+    "moe upcycle RUN router=top_k num_experts=16 --noise 0.01",
+    "moe upcycle RUN model.every=1 num_experts=8",
+)
 
 
 def upcycle(
@@ -29,7 +33,7 @@ def upcycle(
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
-    """Copy each dense layer of a run (model.twin=true) into all experts of a mixture, and say how well it is kept."""
+    """Copy dense layers of a run (model.twin=true) into all experts of a mixture, and say how well it is kept."""
     use(plugin)
     if name is not None:
         check_name(name)

@@ -1,14 +1,15 @@
-"""A trained dense model becomes the start of a mixture: each dense layer copied into all experts (Komatsuzaki et al., 2023).
+"""A trained dense model becomes the start of a mixture: dense layers copied into all experts (Komatsuzaki et al., 2023).
 
 The new model is written as a run of no steps, which ``moe train --config RUN/config.yaml init=RUN`` goes on from.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,15 @@ from moecli.config import Composed, Config, option_node
 from moecli.errors import UsageError
 from moecli.experts.experts import Experts
 from moecli.experts.feed_forward import FeedForward
-from moecli.mixture import Mixture
+from moecli.interop.dense import as_expert, as_layer, dense_layers, kind_of
+from moecli.mixture import Alone, Mixture
 from moecli.models.model import Model
 from moecli.models.size import sample
 from moecli.record import checkpoint
 from moecli.record.checkpoint import Saved
 from moecli.record.folder import Run, to_json, write_whole
 from moecli.routing import Router
-from moecli.run import Built, Loaded, Place, assemble, load, train_built
+from moecli.run import Built, Loaded, Place, assemble, load, shape, train_built
 from moecli.tasks.task import generator
 from moecli.training.evaluate import evaluate
 from moecli.training.gradient import Best, Job, Judge
@@ -65,9 +67,25 @@ def upcycle(run: Path, words: Sequence[str], place: Place, noise: float = 0.0) -
 
 def mixture_of(dense: Loaded, words: Sequence[str], noise: float = 0.0) -> Built:
     """The mixture of a dense run, its experts copies, its routers as they were drawn.  Raises as ``upcycle`` does."""
+    for word in words:
+        if word.split("=")[0].split(".")[0] in ("task", "init", "experiment"):
+            raise UsageError(
+                f"{word} (command line): upcycling changes the model alone. Give it to moe train afterwards"
+            )
+    _check_dense(dense)
+    dense = _in_place(dense, words)
     built = assemble(Composed(_settings(dense, words), frozenset()), dense.task)
     checkpoint.restore(built.model, _copied(dense, built, noise), str(dense.run.path))
     return built
+
+
+def _check_dense(dense: Loaded) -> None:
+    for name, layer in dense.model.mixtures.items():
+        if layer.experts.num_experts > 1:
+            raise UsageError(
+                f"{dense.run.path}: its layer {name} has {layer.experts.num_experts} experts, and upcycling begins from "
+                "a dense model. Train one with model.twin=true"
+            )
 
 
 def _as_it_is(job: Job, saved: Saved | None) -> Best:
@@ -81,48 +99,95 @@ def _as_it_is(job: Job, saved: Saved | None) -> Best:
     return judge.best
 
 
+# -- places ------------------------------------------------------------------------------------
+
+
+def _in_place(dense: Loaded, words: Sequence[str]) -> Loaded:
+    """The same function with one expert wherever the mixture has several, and a dense layer in every other block.
+
+    Raises UsageError for a layer that would be neither.
+    """
+    if not any(word.lstrip("+").startswith("model.every=") for word in words):
+        return dense
+    skeleton, model = _skeleton(dense, words), copy.deepcopy(dense.model)
+    for name, layer in dense_layers(model).items():
+        if name in skeleton.mixtures:
+            model.replace(name, as_expert(layer))
+    left = {name: layer for name, layer in model.mixtures.items() if name not in skeleton.mixtures}
+    for name, layer in left.items():
+        kind = kind_of(layer)
+        if kind is None or name not in dense_layers(skeleton) or _not_one(layer.router):
+            raise UsageError(
+                f"{dense.run.path}: its layer {name} is none that a block without a mixture has (gelu with biases, "
+                f"swiglu without). Let it become a mixture: name it in model.every too"
+            )
+        model.replace(name, as_layer(layer.experts, kind[0]))  # type: ignore[arg-type]
+    return replace(dense, model=model, config=_resized(dense, model) if left else dense.config)
+
+
+def _skeleton(dense: Loaded, words: Sequence[str]) -> Model:
+    """The mixture without its weights, to see where its layers are; whatever its experts will be made of."""
+    bare = _bare(dense)
+    settings = {**bare, "model": {**bare["model"], "layers": {}}, "expert": option_node("expert", "feed_forward")}
+    amended = config.amend({**settings, **_advice(settings, words)}, words)
+    return shape(Composed(amended, frozenset()), dense.task).model
+
+
+def _resized(dense: Loaded, model: Model) -> Config:
+    """The configuration with the kind and the hidden units that all dense layers of the model have."""
+    kinds = {kind_of(layer) for layer in dense_layers(model).values()}
+    feed, hidden = cast(tuple[str, int], next(iter(kinds)))
+    if len(kinds) > 1 or (feed != "gelu" and "feed" not in dense.config["model"]):
+        raise UsageError(
+            f"{dense.run.path}: its dense layers are not alike, and blocks without a mixture are. "
+            "Let those that differ become mixtures: name them in model.every too"
+        )
+    sizes = {"feed": feed, "hidden": hidden}
+    known = {key: value for key, value in sizes.items() if key in dense.config["model"]}
+    return {**dense.config, "model": {**dense.config["model"], **known}}
+
+
 # -- the configuration ------------------------------------------------------------------------
 
 
 def _settings(dense: Loaded, words: Sequence[str]) -> Config:
     """The dense run's configuration with a mixture of its dense layers, and the words over it."""
-    for word in words:
-        if word.split("=")[0].split(".")[0] in ("task", "init", "experiment"):
-            raise UsageError(
-                f"{word} (command line): upcycling changes the model alone. Give it to moe train afterwards"
-            )
     nodes = {name: _expert_node(dense, name) for name in dense.model.mixtures}
-    common = next(iter(nodes.values()))
-    stored = dense.config["model"].get("layers") or {}
-    own = {name: {**stored.get(name, {}), "expert": node} for name, node in nodes.items() if node != common}
+    common, bare = next(iter(nodes.values())), _bare(dense)
+    stored = {name: layer for name, layer in bare["model"]["layers"].items() if name in nodes}
+    wanted = [word for word in words if word.startswith("expert.")]
+    own = {
+        name: {**stored.get(name, {}), "expert": config.amend({**bare, "expert": node}, wanted)["expert"]}
+        for name, node in nodes.items()
+        if node != common or "expert" in stored.get(name, {})
+    }
     settings = {
-        **dense.config,
-        "init": None,
-        "model": {**dense.config["model"], "twin": False, "layers": {**stored, **own}},
+        **bare,
+        "model": {**bare["model"], "layers": {**stored, **own}},
         "expert": common,
-        "gate": dense.config["gate"] or option_node("gate", "linear"),
-        "choices": {
-            **dense.config["choices"],
-            "expert": _choice(dense),
-            "gate": dense.config["choices"]["gate"] or "linear",
-        },
+        "choices": {**bare["choices"], "expert": _choice(dense)},
     }
     return config.amend({**settings, **_advice(settings, words)}, words)
 
 
+def _bare(dense: Loaded) -> Config:
+    """The run's configuration with what a twin leaves out: a gate, and mixtures."""
+    model = {**dense.config["model"], "twin": False, "layers": dense.config["model"].get("layers") or {}}
+    gate = dense.config["gate"] or option_node("gate", "linear")
+    choices = {**dense.config["choices"], "gate": dense.config["choices"]["gate"] or "linear"}
+    return {**dense.config, "init": None, "model": model, "gate": gate, "choices": choices}
+
+
 def _choice(dense: Loaded) -> str:
-    return "feed_forward" if dense.model.is_twin else dense.config["choices"]["expert"]
+    first = next(iter(dense.model.mixtures.values()))
+    return "feed_forward" if isinstance(first.router, Alone) else dense.config["choices"]["expert"]
 
 
 def _expert_node(dense: Loaded, name: str) -> Config:
     """What experts are built of whose one copy is the dense layer ``name``."""
-    experts: Experts = dense.model.mixtures[name].experts
-    if experts.num_experts > 1:
-        raise UsageError(
-            f"{dense.run.path}: its layer {name} has {experts.num_experts} experts, and upcycling begins from a dense model. "
-            "Train one with model.twin=true"
-        )
-    if not dense.model.is_twin:
+    layer = dense.model.mixtures[name]
+    experts: Experts = layer.experts
+    if not isinstance(layer.router, Alone):
         return {**dense.config, **(dense.config["model"]["layers"].get(name, {}))}["expert"]
     if not isinstance(experts, FeedForward):
         raise UsageError(f"{dense.run.path}: its layer {name} is no feed-forward layer, and only those are copied")

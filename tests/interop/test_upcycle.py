@@ -8,6 +8,8 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from moecli.cli import app as application
 from moecli.config import compose, registry
 from moecli.errors import ArtifactError, MoeError, UsageError
 from moecli.interop.upcycle import KEPT, difference, mixture_of, reasons, upcycle
-from moecli.run import Place, assemble, best_weights, load, resume, train_built
+from moecli.run import Loaded, Place, assemble, best_weights, load, resume, train_built
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("task=languages", "task.documents=80", "trainer.batch_size=16", "trainer.steps=8")
@@ -130,6 +132,65 @@ def test_other_dense_models(words, tmp_path):
     assert {layer.experts.num_experts for layer in built.model.mixtures.values()} == {3}
 
 
+# -- blocks that have an ordinary dense layer -------------------------------------------------------------
+
+
+def drawn(*words) -> Loaded:
+    """A dense run as it is before its first step."""
+    built = assemble(compose(["model.twin=true", *words]))
+    run: Any = SimpleNamespace(path="runs/dense")
+    return Loaded(run, built.config, built.task, built.model.eval(), built.device)
+
+
+TEXT = (*SMALL[:2], "model.dim=16", "model.heads=2", "model.depth=4")
+PLACES = [
+    # a dense run, where the mixtures go, and the activations and hidden units that their experts get
+    ([*TEXT, "model.every=4"], "model.every=1", [("gelu", 64)] * 3 + [("relu", None)]),
+    (
+        [*TEXT, "model.every=4", "model.feed=swiglu", "model.hidden=24"],
+        "model.every=[1,3]",
+        [("swiglu", 24), ("relu", None)],
+    ),
+    ([*TEXT, "model.every=[1]"], "model.every=2", [("relu", None), ("gelu", 64)]),
+    ([*TEXT, "model.every=1", "expert.activation=gelu"], "model.every=2", [("gelu", None)] * 2),
+    (["task=digits", "model=vision", "model.depth=2", "model.dim=16"], "model.every=1", [("gelu", 64), ("relu", None)]),
+]
+
+
+@pytest.mark.parametrize(("words", "every", "found"), PLACES, ids=[" ".join([*w, e]) for w, e, _ in PLACES])
+def test_mixtures_may_stand_where_blocks_had_a_dense_layer(words, every, found):
+    dense = drawn(*words)
+    built = mixture_of(dense, [every, "num_experts=4"])
+    assert difference(dense, built) <= KEPT and not reasons(built.model, noise=0.0)
+    experts = [layer.experts for layer in built.model.mixtures.values()]
+    assert [
+        (e.activation, width and e.up.weight.shape[-1]) for e, (_, width) in zip(experts, found, strict=True)
+    ] == found
+    assert {e.num_experts for e in experts} == {4}
+    with torch.no_grad():
+        experts[0].down.weight.mul_(1.01)
+    assert difference(dense, built) > KEPT, "the comparison sees each expert"
+
+
+def test_what_the_words_say_of_experts_reaches_every_layer():
+    built = mixture_of(drawn(*TEXT, "model.every=4"), ["model.every=1", "expert.dropout=0.25"])
+    assert {layer.experts.dropout for layer in built.model.mixtures.values()} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("words", "every", "said"),
+    [
+        ([*TEXT, "model.every=2"], "model.every=[0,3]", r"its layer block1 is none that a block without a mixture has"),
+        ([*TEXT, "model.every=2", "expert.activation=gelu"], "model.every=[0,3]", r"its dense layers are not alike"),
+        ([*SMALL[:2], "model=lstm", "model.depth=3"], "model.every=[0]", r"its layer layer1 is none"),
+    ],
+)
+def test_a_layer_that_would_be_neither_is_refused(words, every, said):
+    with pytest.raises(UsageError, match=said + r".*name (it|them) in model\.every too") as caught:
+        mixture_of(drawn(*words), [every])
+    assert "\n" not in str(caught.value)
+
+
 def test_refusals(dense, place, up, tiny_run, tmp_path):
     with pytest.raises(UsageError, match=r"its layer layer0 has 4 experts.*model\.twin=true"):
         upcycle(tiny_run.path, [], place)
@@ -211,7 +272,8 @@ def expanded(line: str) -> list[str]:
 
 
 def test_the_documents_commands_run_in_order(tmp_path, monkeypatch, capsys):
-    assert len(COMMANDS) == 4 and [line.split()[1] for line in COMMANDS] == ["train", "upcycle", "train", "train"]
+    verbs = ["train", "upcycle", "train", "train", "upcycle", "train"]
+    assert [line.split()[1] for line in COMMANDS] == verbs
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_RUNS", raising=False)
     monkeypatch.setattr(engine, "_draw", lambda run: None)  # pictures have tests of their own
@@ -223,4 +285,5 @@ def test_the_documents_commands_run_in_order(tmp_path, monkeypatch, capsys):
         assert ended.value.code == 0, (line, err)
         if "upcycle" in line.split():
             assert re.search(r"^ function +kept \(max \|y' - y\| / max \|y\| = \d\.?\d*e-0[678]", out, re.M), out
-    assert {path.parent.name for path in Path("runs").glob("*/*")} == {"dense", "upcycled", "mixture", "tuned"}
+    made = {path.parent.name for path in Path("runs").glob("*/*")}
+    assert made == {"dense", "upcycled", "mixture", "tuned", "blocks", "everywhere"}
