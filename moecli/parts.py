@@ -39,14 +39,19 @@ class Parts:
         vocab_size: int = 0,
         shared: int = 0,
         shared_mix: str = "add",
+        shared_hidden: int | None = None,
     ) -> MixtureOfExperts:
-        """Layer ``name``, the ``index``-th mixture of ``num_layers``, with ``shared`` experts for every token."""
+        """Layer ``name``, the ``index``-th mixture of ``num_layers``, with ``shared`` experts for every token.
+
+        Raises UsageError for ``shared_hidden`` units of experts that have none.
+        """
         nodes = self._nodes(name)
         context = {"dim": dim, "out": out, "vocab_size": vocab_size, "layer": index, "num_layers": num_layers}
         router, experts = self._pair(nodes, context)
         if not shared:
             return MixtureOfExperts(router, experts)
-        together = self._experts(nodes, {**context, "num_experts": shared})
+        own = nodes if shared_hidden is None else {**nodes, "expert": _with_hidden(nodes["expert"], shared_hidden)}
+        together = self._experts(own, {**context, "num_experts": shared})
         return MixtureOfExperts(router, experts, SHARED_MIXES[shared_mix](together, dim))
 
     def head(self, dim: int, vocab_size: int) -> Head:
@@ -79,3 +84,9 @@ class Parts:
 
     def _experts(self, nodes: Config, context: dict[str, Any]) -> Any:
         return build(nodes["expert"], **context)
+
+
+def _with_hidden(expert: Config, hidden: int) -> Config:
+    if "hidden" not in expert:
+        raise UsageError(f"model.shared_hidden={hidden}: these experts have no hidden units. Leave it out")
+    return {**expert, "hidden": hidden}

@@ -22,7 +22,7 @@ class PatchModel(Model):
     """Base of models whose tokens are the T square patches of an image, each with a learned position.
 
     A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ..., or in those that ``every`` lists; the others have a
-    dense GELU layer of 4 ``dim``.
+    dense GELU layer.
     """
 
     needs = frozenset({"image"})
@@ -38,8 +38,10 @@ class PatchModel(Model):
         depth: PositiveInt = 4,
         heads: PositiveInt = 4,
         every: list[int] | PositiveInt = 2,
+        hidden: PositiveInt | None = None,
         shared: NonNegativeInt = 0,
         shared_mix: Literal["add", "gate", "mix"] = "add",
+        shared_hidden: PositiveInt | None = None,
         **options: Any,
     ):
         super().__init__(**options)
@@ -50,12 +52,10 @@ class PatchModel(Model):
         self.positions = position_names(image, self.side)
         self.embedding = nn.Linear(image.channels * self.side**2, dim)
         self.position = nn.Parameter(0.02 * torch.randn(len(self.positions), dim))
-        feeds = {
-            name: parts.mixture(name, index, len(sparse), dim=dim, out=dim, shared=shared, shared_mix=shared_mix)
-            for index, name in enumerate(sparse)
-        }
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "shared": shared, "shared_hidden": shared_hidden}
+        feeds = {n: parts.mixture(n, i, len(sparse), **sizes, shared_mix=shared_mix) for i, n in enumerate(sparse)}
         # a dense layer is drawn also where a mixture takes its place: what a seed gives to the blocks behind stays
-        drawn = {name: feeds.get(name, dense("gelu", dim, 4 * dim)) for name in names}
+        drawn = {name: feeds.get(name, dense("gelu", dim, hidden or 4 * dim)) for name in names}
         self.blocks: Any = nn.ModuleDict({name: type(self).block(dim, heads, feed) for name, feed in drawn.items()})
 
     def embed(self, x: Tensor) -> Tensor:  # (B, C H W + conditions) -> (B, T, D)

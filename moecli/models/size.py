@@ -86,7 +86,7 @@ def _role(model: Model, name: str) -> str:
 
 
 def cache_growth(model: Model) -> int | None:
-    """Keys and values that generation keeps of each further token; None for a model that cannot go on from a past."""
+    """Numbers that generation keeps of each further token, keys and values or latents; None for a model that cannot go on from a past."""
     if type(model).step is Model.step:
         return None
     looking_back = [module for module in model.modules() if isinstance(module, Attention) and module.causal]

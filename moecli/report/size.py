@@ -23,7 +23,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         ["", in_bytes(needed), "together, activations apart"],
     ]
     if found["cache"] is not None:
-        rows.append(["cache per token", in_bytes(found["cache"]), "keys and values, when generating"])
+        rows.append(["cache per token", in_bytes(found["cache"]), "what generating keeps of it"])
     return [*columns(rows, left=(0, 2)), "", *_layers(found)]
 
 

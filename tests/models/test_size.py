@@ -23,28 +23,38 @@ from moecli.models.size import cache_growth, measure, roles
 from moecli.models.weightless import Counted
 from moecli.routers.top_k import TopK
 from moecli.run import assemble, shape
+from moecli.tasks.random_images import RandomImages
 from moecli.tasks.random_tokens import RandomTokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["task=languages", "task.documents=60", "trainer.batch_size=16", "auxiliary=[]", "model.allow_leak=true"]
 TINY = ["task=random_tokens", "task.context=16", "task.vocab_size=50", "model.dim=16", "model.depth=2", "model.heads=4"]
 
-# Billions, total and active, as their makers print them.
+# Total and active, as their makers print them; None where they print none.
 PUBLISHED = {
-    "mixtral": ("46.7", "12.9"),  # Mistral AI's announcement of Mixtral 8x7B (2023)
-    "dbrx": ("132", "36"),  # Databricks' announcement and model card (2024)
-    "olmoe": ("6.9", "1.3"),  # Muennighoff et al. (2024), abstract and model card
-    "deepseek_moe": ("16.4", "2.8"),  # Dai et al. (2024) and the repository's README, of DeepSeekMoE 16B
-    "palm": ("62.50", "62.50"),  # Chowdhery et al. (2022), table 1
+    "mixtral": ("46.7B", "12.9B"),  # Mistral AI's announcement of Mixtral 8x7B (2023)
+    "dbrx": ("132B", "36B"),  # Databricks' announcement and model card (2024)
+    "olmoe": ("6.9B", "1.3B"),  # Muennighoff et al. (2024), abstract and model card
+    "deepseek_moe": ("16.4B", "2.8B"),  # Dai et al. (2024) and the repository's README, of DeepSeekMoE 16B
+    "deepseek_v2": ("236B", "21B"),  # DeepSeek-AI (2024), abstract
+    "glam": ("1.2T", "96.6B"),  # Du et al. (2021)
+    "vmoe": ("14.7B", None),  # Riquelme et al. (2021), whose appendix has the sizes
+    "dit_moe": ("16.5B", "3.1B"),  # Fei et al. (2024), table 1; the shared experts' width from the repository
+    "palm": ("540.35B", "540.35B"),  # Chowdhery et al. (2022), table 1
 }
 
 
 def rounded(number: int, like: str) -> str:
-    """Billions with as many decimals as ``like`` has."""
-    return f"{number / 1e9:.{len(like.partition('.')[2])}f}"
+    """A count with the unit of ``like`` and as many digits; the zeros that end a whole number are none of them."""
+    digits, unit = like[:-1], {"T": 1e12, "B": 1e9}[like[-1]]
+    decimals = len(digits.partition(".")[2])
+    last = decimals if "." in digits else len(digits.rstrip("0")) - len(digits)
+    return f"{round(number / unit, last):.{decimals}f}{like[-1]}"
 
 
-LOOSE = {"dbrx": 0.5}  # 36.47B of embeddings and all, printed as 36B
+RELEASED = {"mixtral": 46_702_792_704, "deepseek_v2": 235_741_434_880}  # to the last parameter of the checkpoints
+UNCOUNTED = {"palm": ("norm",)}  # PaLM's figures, of 8B, 62B and 540B alike, are those without the norms
+LOOSE = {"dbrx": 0.5, "dit_moe": 0.1}  # billions active: 36.47B of embeddings and all printed as 36B, 3.18B cut to 3.1B
 FEW = (
     "mixtral",
     "olmoe",
@@ -65,23 +75,41 @@ def test_every_published_model_is_checked():
             line.split(": ", 1) for line in header(name) if line.split(": ")[0] in ("published", "command", "paper")
         )
         assert said["command"] == f"moe size experiment={name}" and said["paper"] in known
-        assert all(f"{number}B" in said["published"] for number in PUBLISHED[name.removeprefix("size_")])
+        assert all(number in said["published"] for number in PUBLISHED[name.removeprefix("size_")] if number)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_totals_come_out(name):
     total, _ = PUBLISHED[name]
-    assert rounded(sum(roles(shape(compose([f"experiment=size_{name}"])).model).values()), total) == total
+    counts = roles(shape(compose([f"experiment=size_{name}"])).model)
+    assert rounded(sum(counts.values()) - sum(counts[role] for role in UNCOUNTED.get(name, ())), total) == total
+    assert sum(counts.values()) == RELEASED.get(name, sum(counts.values()))
+
+
+FAMILIES = [  # width, depth and heads of smaller ones
+    ("palm", "62.50B", (8192, 64, 32), []),  # PaLM 62B and 8B, by the same table
+    ("palm", "8.63B", (4096, 32, 16), []),
+    ("dit_moe", "0.199B", (384, 12, 6), ["model.shared_hidden=384", "num_experts=8", "task.side=32"]),  # S/2-8E2A
+]
+
+
+@pytest.mark.parametrize(("name", "total", "sizes", "more"), FAMILIES, ids=[total for _, total, _, _ in FAMILIES])
+def test_smaller_models_of_a_family_come_out_too(name, total, sizes, more):
+    dim, depth, heads = sizes
+    words = [f"model.dim={dim}", f"model.depth={depth}", f"model.heads={heads}", f"expert.hidden={4 * dim}", *more]
+    counts = roles(shape(compose([f"experiment=size_{name}", *words])).model)
+    assert rounded(sum(counts.values()) - sum(counts[role] for role in UNCOUNTED.get(name, ())), total) == total
 
 
 def check(name, found):
     """Total, active and the document's row of one model."""
     total, active = (found["parameters"][key] for key in ("total", "active"))
-    assert rounded(total, PUBLISHED[name][0]) == PUBLISHED[name][0]
-    assert (
-        abs(active / 1e9 - float(PUBLISHED[name][1])) < LOOSE.get(name, 0)
-        or rounded(active, PUBLISHED[name][1]) == PUBLISHED[name][1]
-    )
+    left_out = sum(found["parameters"][role] for role in UNCOUNTED.get(name, ()))
+    said_total, said = PUBLISHED[name]
+    assert rounded(total - left_out, said_total) == said_total
+    if said is not None:
+        near = abs(active / 1e9 - float(said[:-1])) < LOOSE.get(name, 0)
+        assert near or rounded(active - left_out, said) == said
     assert sum(n for role, n in found["parameters"].items() if role not in ("total", "active")) == total
     counted = f"{total / 1e9:.2f}B" if total == active else f"{total / 1e9:.2f}B, {active / 1e9:.2f}B"
     assert re.search(
@@ -102,8 +130,7 @@ def test_other_published_active_parameters_come_out(name):
 
 def test_other_sizes_would_not_be_the_published_ones(published):
     other = sum(roles(shape(compose(["experiment=size_mixtral", "model.kv_heads=32"])).model).values())
-    assert rounded(other, "46.7") != "46.7"
-    assert published["mixtral"]["parameters"]["total"] == 46_702_792_704  # of the released checkpoint
+    assert rounded(other, "46.7B") != "46.7B"
 
 
 def test_flops_are_two_for_each_active_weight_and_four_for_each_pair_of_positions(published):
@@ -115,6 +142,23 @@ def test_flops_are_two_for_each_active_weight_and_four_for_each_pair_of_position
         "training": 3 * found["flops"]["forward"],
     }
     assert found["cache"] == 2 * depth * (dim // 32) * 8 * 4  # keys and values of 8 heads of 128, four bytes each
+
+
+def test_latent_attention_and_shared_experts_by_hand():
+    """The first three blocks of DeepSeek-V2 over a short context: what docs/size.md computes of all."""
+    context, layers, heads, width = 8, 3, 128, 5120
+    short = [f"task.context={context}", f"model.depth={layers}", "model.every=[1,2]"]
+    found = account(compose(["experiment=size_deepseek_v2", *short]), "bfloat16", expert_parallel=8)
+    queries, latent = 1536 * (width + heads * 192), 512 * heads * 256 + (512 + 64) * width
+    assert found["parameters"]["attention"] == layers * (queries + latent + heads * 128 * width)
+    assert found["cache"] == layers * (512 + 64) * 2
+    assert found["layers"]["block2"]["all_to_all"] == 6 * (width + width) * 2 * 7 / 8 == 107_520
+    memory = sum(found["memory"][part] for part in ("weights", "gradients", "optimizer"))
+    assert memory == 16 * found["parameters"]["total"]
+    multiplied = found["parameters"]["active"] - found["parameters"]["embedding"] - found["parameters"]["norm"]
+    scores = layers * heads * context * (192 + 128)
+    shared = (layers - 1) * 2 * width  # two answers a token are added up, as a product with their weights
+    assert found["flops"]["forward"] == 2 * (multiplied + scores + shared)
 
 
 def test_nothing_is_allocated():
@@ -159,6 +203,7 @@ def test_every_router_counts_the_same_without_weights(task):
         [*SMALL, "model.twin=true"],
         [*SMALL, "model=lstm", "model.depth=2"],
         [*SMALL, "model.kv_heads=1", "model.qk_norm=true", "model.tied=false", "model.feed=swiglu"],
+        [*SMALL, "model.attention=latent", "model.q_rank=8"],
         [*SMALL, "router=expert_choice", "router.group=position"],
     ],
     ids=" ".join,
@@ -182,14 +227,27 @@ def test_what_does_not_fit_is_refused_as_in_training():
 # -- cache, memory, traffic -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["model.kv_heads=1"], ["model=lstm"]], ids=["heads", "one head", "lstm"])
-def test_the_cache_is_what_a_past_grows_by(words):
+LATENT = ["model.attention=latent", "model.kv_rank=6"]
+
+
+@pytest.mark.parametrize(
+    ("words", "grown"),
+    [
+        ([], 2 * 2 * 16),  # two layers, of keys and values
+        (["model.kv_heads=1"], 2 * 2 * 4),
+        (["model.head_dim=6"], 2 * 2 * 24),
+        (LATENT, 2 * (6 + 2)),  # of latents and the half of a head's features that is turned
+        (["model=lstm"], 0),
+    ],
+    ids=["heads", "one head", "wide heads", "latent", "lstm"],
+)
+def test_the_cache_is_what_a_past_grows_by(words, grown):
     shared = [word for word in TINY if words != ["model=lstm"] or "heads" not in word]
     model = assemble(compose([*shared, *words])).model
     one, two = (
         sum(t.numel() for kept in model.step(torch.zeros(1, n).long())[1].kept.values() for t in kept) for n in (1, 2)
     )
-    assert cache_growth(model) == two - one == {(): 2 * 2 * 16, ("model.kv_heads=1",): 2 * 2 * 4}.get(tuple(words), 0)
+    assert cache_growth(model) == two - one == grown
 
 
 def test_a_model_without_a_past_has_no_cache():
@@ -254,11 +312,38 @@ def test_a_width_that_does_not_divide_is_one_line(monkeypatch, capsys):
     assert (code, out) == (2, "") and re.fullmatch(r"moe: error: --expert-parallel 5: [^\n]+\n", err)
 
 
+def test_random_images_teach_nothing_and_take_no_memory():
+    """Plain for model=vision, noisy for model=diffusion."""
+    task = RandomImages(channels=3, side=8, classes=5, images=2**40)
+    batch, again, other = task.train_batch(3, 4, 0), task.train_batch(3, 4, 0), task.train_batch(4, 4, 0)
+    assert torch.equal(batch.x, again.x) and not torch.equal(batch.x, other.x)
+    assert batch.x.shape == (4, 3 * 8 * 8) and batch.target.shape == (4,)
+    noisy = RandomImages(channels=3, side=8, classes=5, noisy=True, images=400)
+    assert noisy.train_batch(0, 4, 0).x.shape == (4, 3 * 8 * 8 + 1 + 5) and noisy.dim == 198
+    assert noisy.chance("test")["mse"] == pytest.approx(1, abs=0.2)
+    small = RandomImages(classes=5, images=400)
+    assert small.chance("test")["nll"] == pytest.approx(math.log(5))
+    splits = [small.batch(split, torch.arange(2)).x for split in small.sizes]
+    assert not any(torch.equal(a, b) for a, b in pairwise(splits))
+
+
+def test_shared_experts_may_have_other_hidden_units():
+    words = ["task=digits", "model=vision", "model.depth=1", "model.every=1", "model.shared=2"]
+    wide, narrow = (assemble(compose([*words, *more])).model for more in ([], ["model.shared_hidden=6"]))
+    shared, routed = (narrow.mixtures["block0"].shared.experts, narrow.mixtures["block0"].experts)
+    assert shared.up.weight.shape[-1] == 6 != routed.up.weight.shape[-1]
+    assert wide.mixtures["block0"].shared.experts.up.weight.shape[-1] == routed.up.weight.shape[-1]
+    with pytest.raises(UsageError, match=r"model\.shared_hidden=6: these experts have no hidden units"):
+        assemble(compose([*words, "expert=linear", "model.shared_hidden=6"]))
+
+
 def test_random_tokens_teach_nothing_and_take_no_memory():
     task = RandomTokens(vocab_size=20, context=8, sequences=2**40)
     batch, again, other = task.train_batch(3, 4, 0), task.train_batch(3, 4, 0), task.train_batch(4, 4, 0)
     assert torch.equal(batch.x, again.x) and not torch.equal(batch.x, other.x)
     assert torch.equal(batch.x[:, 1:], batch.target[:, :-1]) and batch.x.shape == (4, 8)
+    answering = RandomTokens(vocab_size=20, context=8, source=5).train_batch(3, 4, 0)
+    assert answering.x.shape == (4, 13) and torch.equal(answering.x[:, 6:], answering.target[:, :-1])
     small = RandomTokens(vocab_size=20, context=8, sequences=400)
     assert small.chance("test")["nll"] == pytest.approx(math.log(20))
     splits = [small.batch(split, torch.arange(2)).x for split in small.sizes]
