@@ -45,10 +45,12 @@ class Tokens:
         known: Mapping[str, Tensor] | None = None,
         window: int = 2,
         start: int = 0,
+        here: Tensor | None = None,
     ) -> Tokens:
         """Sequences (B, T, *item) with ids (B, T); each sequence is one example and one group.
 
         What is ``known`` is of each example (B,) or of each token (B, T).  Their first position is ``start``.
+        Where ``here`` (B, T) is false there is no token, only padding, which does not come along.
         """
         b, t = x.shape[:2]
         example = torch.arange(b, device=x.device).repeat_interleave(t)
@@ -57,7 +59,14 @@ class Tokens:
             before = [nn.functional.pad(ids, (w, 0), value=-1)[:, :t] for w in range(window)]
             ids = torch.stack(before, dim=-1).flatten(0, 1)  # W x (B, T) -> (N, W)
         of_tokens = {name: fact.flatten() if fact.ndim > 1 else fact[example] for name, fact in (known or {}).items()}
-        return cls(x.flatten(0, 1), example, position, example, ids, of_tokens)
+        tokens = cls(x.flatten(0, 1), example, position, example, ids, of_tokens)
+        return tokens if here is None else tokens.only(here.flatten())
+
+    def only(self, kept: Tensor) -> Tokens:
+        """The tokens of a mask (N,), as they are."""
+        known = {name: fact[kept] for name, fact in self.known.items()}
+        ids = None if self.ids is None else self.ids[kept]
+        return Tokens(self.x[kept], self.example[kept], self.position[kept], self.group[kept], ids, known)
 
     def batched(self, by: Literal["auto", "position", "batch"]) -> Batched:
         """Tokens laid out by who may influence whom: ``auto`` is a sequence, or a batch of whole examples."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from moecli.losses.places import mean_scored
 from moecli.mixture import Mixture
 
 
@@ -14,7 +15,7 @@ class NegativeLogLikelihood:
     """(prediction, target) -> (B,), one value per example.
 
     A mixture density: -log sum_e p(e | x) p_e(y | x) (Jacobs et al., 1991, eq. 1.3).  Logits with
-    integer targets: cross-entropy, averaged over a sequence's places.  Real targets: half the
+    integer targets: cross-entropy, averaged over a sequence's places but for those of target -1.  Real targets: half the
     squared error, which is the likelihood of a unit-variance Gaussian up to a constant.
     """
 
@@ -26,5 +27,5 @@ class NegativeLogLikelihood:
             return -prediction.log_prob(target)
         if target.is_floating_point():
             return 0.5 * (prediction - target).square().sum(-1)
-        places = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), reduction="none")
-        return places.view(len(target), -1).mean(-1)
+        places = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), ignore_index=-1, reduction="none")
+        return mean_scored(places, target)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from moecli.losses.places import number_scored
 from moecli.losses.term import Balance, Term, total
 from moecli.mixture import Mixture, Output
 from moecli.routing import Routing
@@ -39,12 +40,12 @@ class Objective:
         share: float = 1.0,
         whole: Totals | None = None,
     ) -> dict[str, Tensor]:
-        """``weight`` (B,): how much each example counts, of their sum.
+        """``weight`` (B,): how much each example counts, of their sum; else sequences count by their scored places.
 
         ``share`` of the batch is here, and ``whole`` is what ``totals`` of all its parts add up to.
         """
         example_loss = self.task(output.prediction, target)  # (B,)
-        values = {"loss": example_loss.mean() if weight is None else weight @ example_loss / weight.sum()}
+        values = {"loss": mean(example_loss, number_scored(target) if weight is None else weight)}
         summed = share * values["loss"]
         for name, term in self.terms.items():
             layers = self._active(name, output)
@@ -72,3 +73,11 @@ class Objective:
 
     def _active(self, name: str, output: Output) -> dict[str, Routing]:
         return {layer: r for layer, r in output.routings.items() if layer not in self.idle.get(name, ())}
+
+
+def mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Of values (B,), each by its weight (B,); zero where no weight is left."""
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values.dtype)
+    return weight @ values / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)

@@ -52,26 +52,82 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         return self.step(x)[0]
 
-    def step(self, x: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """The same for tokens that follow those of ``past``, and the keys and values of all."""
+    def step(
+        self, x: Tensor, past: KeysValues | None = None, here: Tensor | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """The same for tokens that follow those of ``past``, and the keys and values of all L.
+
+        Where ``here`` (B, L) is false there is no token to attend to; ``bias`` (H, T, L) is added to the logits.
+        """
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q, k, v = self._heads(self.q_norm(q)), self._heads(self.k_norm(k)), self._heads(v)  # (B, H or H', T, F)
+        q, k = split_heads(self.q_norm(q), self.features), split_heads(self.k_norm(k), self.features)
+        v = split_heads(v, self.features)  # (B, H or H', T, F)
         if self.rotary_base is not None:
             start = 0 if past is None else past[0].shape[-2]
             q, k = rotate(q, start, self.rotary_base), rotate(k, start, self.rotary_base)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=-2), torch.cat([past[1], v], dim=-2)
-        return self.out(self._attend(q, k, v).transpose(1, 2).flatten(-2)), (k, v)
+        return self.out(self._attend(q, k, v, here, bias).transpose(1, 2).flatten(-2)), (k, v)
 
-    def _heads(self, x: Tensor) -> Tensor:  # (B, T, H F) -> (B, H, T, F)
-        return x.unflatten(-1, (-1, self.features)).transpose(1, 2)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (B, H, T, F), (B, H', L, F) x 2 -> (B, H, T, F)
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, here: Tensor | None, bias: Tensor | None
+    ) -> Tensor:  # (B, H, T, F), (B, H', L, F) x 2 -> (B, H, T, F)
         new, seen = q.shape[-2], k.shape[-2]
-        later = self.causal and new < seen  # the last ``new`` of the tokens seen: each sees itself and those before
-        mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new) if later else None
+        plain = here is None and bias is None and (not self.causal or new == seen)  # what needs no mask is faster
+        mask = None if plain else masked(visible(new, seen, self.causal, here, q.device), bias, q.dtype)
         grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and not later, **grouped)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal and plain, **grouped)
+
+
+def visible(new: int, seen: int, causal: bool, here: Tensor | None, device: torch.device) -> Tensor:
+    """Who sees whom, for the last ``new`` = T of ``seen`` = L places: bool (T, L), or (B, 1, T, L) with ``here`` (B, L).
+
+    Everyone sees itself, so that padding, which nobody else sees, has something to see: no softmax is empty.
+    """
+    everyone = torch.ones(new, seen, dtype=torch.bool, device=device)
+    allowed = everyone.tril(seen - new) if causal else everyone
+    if here is None:
+        return allowed
+    itself = everyone.tril(seen - new).triu(seen - new)
+    return (allowed & here[:, None, None, :]) | itself
+
+
+def masked(allowed: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What attention takes for a mask: bool, or the bias (H, T, L) to add, minus infinity where nothing is seen."""
+    return allowed if bias is None else bias.to(dtype).masked_fill(~allowed, -torch.inf)
+
+
+def split_heads(x: Tensor, features: int) -> Tensor:  # (B, T, H F) -> (B, H, T, F)
+    return x.unflatten(-1, (-1, features)).transpose(1, 2)
+
+
+class CrossAttention(nn.Module):
+    """What each of T places takes from S places of a source, none of which is hidden: (B, T, D) -> (B, T, D).
+
+    Keys and values of the source are made once, by ``remember``, and serve every step.  Raises UsageError where the
+    sizes do not divide.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int | None = None):
+        super().__init__()
+        _check_sizes(dim, heads, heads, None, head_dim)
+        self.features = head_dim or dim // heads
+        width = heads * self.features
+        self.q, self.kv = nn.Linear(dim, width, bias=False), nn.Linear(dim, 2 * width, bias=False)
+        self.out = nn.Linear(width, dim, bias=False)
+
+    def remember(self, source: Tensor) -> KeysValues:  # (B, S, D) -> (B, H, S, F) x 2
+        k, v = self.kv(source).chunk(2, dim=-1)
+        return split_heads(k, self.features), split_heads(v, self.features)
+
+    def forward(self, x: Tensor, source: KeysValues, here: Tensor | None = None) -> Tensor:
+        """Where ``here`` (B, S) is false there is no token to attend to; a source without any answers zero."""
+        q, mask = split_heads(self.q(x), self.features), None
+        if here is not None:
+            empty = ~here.any(1, keepdim=True)  # (B, 1)
+            mask = (here | empty)[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, *source, mask).transpose(1, 2).flatten(-2)  # (B, T, H F)
+        return self.out(y if here is None else y.masked_fill(empty[:, None], 0.0))
 
 
 def _check_sizes(dim: int, heads: int, kv_heads: int, rotary_base: float | None, head_dim: int | None) -> None:
@@ -91,7 +147,8 @@ def _check_sizes(dim: int, heads: int, kv_heads: int, rotary_base: float | None,
 def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     """Turn each pair of features by an angle that grows with the position, from ``start`` on: (B, H, T, F) -> the same."""
     t, half = x.shape[-2], x.shape[-1] // 2
-    frequency = base ** (-torch.arange(half, device=x.device) / half)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    frequency = base ** (-torch.arange(half, dtype=precise, device=x.device) / half)
     angle = torch.arange(start, start + t, device=x.device)[:, None] * frequency  # (T, F / 2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)

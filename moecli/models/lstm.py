@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from moecli.errors import UsageError
 from moecli.mixture import Output
 from moecli.models.model import Known, Layer, Model, Past
 from moecli.models.places import places
+from moecli.models.sequences import Sequences
 from moecli.parts import Parts
-from moecli.routing import Routing, Tokens
+from moecli.routing import Routing
 from moecli.types import NonNegativeInt, PositiveInt, Probability
 
 
@@ -22,6 +24,7 @@ class Lstm(Model):
     Behind the first LSTM layer stands the mixture ``layer0``, and so on but for the last, as ``every`` says.  It serves
     every time step, and its answer passes a sigmoid (appendix C).  Dropout comes before what is added to the input:
     h + dropout(LSTM(h)), h + dropout(sigmoid(mixture(h))).
+    Of the first ``source`` ids, which are given, it says nothing: (B, source + T) -> (B, T, V).
     """
 
     needs = frozenset({"sequence", "ids"})
@@ -31,6 +34,7 @@ class Lstm(Model):
         self,
         parts: Parts,
         vocab_size: int,
+        source: int = 0,
         dim: PositiveInt = 128,
         depth: PositiveInt = 2,
         every: list[int] | PositiveInt = 1,
@@ -41,6 +45,7 @@ class Lstm(Model):
         **options: Any,
     ):
         super().__init__(**options)
+        self.source = source
         if depth < 2:
             raise UsageError(
                 f"model.depth={depth}: a mixture stands between two LSTM layers. Set model.depth=2 or more"
@@ -59,22 +64,29 @@ class Lstm(Model):
         self.output = None if tied or self.head.separate else nn.Linear(dim, vocab_size, bias=False)
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
-        return self.step(x, known)[0]
+        state, routings, _ = self._read(x, known, Past())
+        return Output(self._say(state[:, self.source :]), routings)
 
     def step(self, x: Tensor, known: Known = None, past: Past | None = None) -> tuple[Output, Past]:
-        before = past or Past()
-        state = self.dropout(self.embedding(x))  # (B, T, D)
+        state, routings, kept = self._read(x, known, past or Past())
+        return Output(self._say(state), routings), kept
+
+    def _say(self, state: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
+        return self.head(state, (self.output or self.embedding).weight)
+
+    def _read(self, x: Tensor, known: Known, before: Past) -> tuple[Tensor, dict[str, Routing], Past]:
+        read = Sequences.of(x, known, before.length)
+        state = self.dropout(self.embedding(read.filled))  # (B, T, D)
         routings: dict[str, Routing] = {}
         kept: dict[str, tuple[Tensor, ...]] = {}
         for name, recurrent in self.recurrent.items():
-            y, kept[name] = recurrent(state, before.kept.get(name))
+            y, kept[name] = recur(recurrent, state, before.kept.get(name), read.here)
             state = state + self.dropout(y)
             if name in self.feeds:
-                tokens = Tokens.sequences(state, x, known, start=before.length)
-                y, routings[name] = self.feeds[name](replace(tokens, previous=next(reversed(routings.values()), None)))
-                state = state + self.dropout(y.view_as(state).sigmoid())
-        matrix = (self.output or self.embedding).weight
-        return Output(self.head(state, matrix), routings), Past(before.length + x.shape[1], kept)
+                y, routing = read.serve(self.feeds[name], state, next(reversed(routings.values()), None))
+                routings |= {name: routing} if routing is not None else {}
+                state = state + self.dropout(y.sigmoid())
+        return state, routings, Past(before.length + x.shape[1], kept)
 
     @property
     def mixtures(self) -> dict[str, Layer]:
@@ -82,3 +94,21 @@ class Lstm(Model):
 
     def replace(self, name: str, layer: Layer) -> None:
         self.feeds[name] = layer
+
+
+def recur(
+    lstm: nn.LSTM, x: Tensor, before: tuple[Tensor, ...] | None, here: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x (B, T, D) -> y (B, T, D) and the last state; where ``here`` (B, T) is false nothing is read, and y is zero.
+
+    A row without any token reads one all the same: nothing may follow it.
+    """
+    if here is None:
+        return lstm(x, before)
+    order = here.long().argsort(dim=1, descending=True, stable=True)  # (B, T) what is read, then what is not
+    length = here.sum(1).clamp_min(1)
+    rows = x.gather(1, order[..., None].expand_as(x))
+    packed = pack_padded_sequence(rows, length.cpu(), batch_first=True, enforce_sorted=False)
+    y, kept = lstm(packed, before)
+    y, _ = pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])
+    return torch.zeros_like(y).scatter(1, order[..., None].expand_as(y), y), kept

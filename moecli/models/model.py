@@ -17,10 +17,11 @@ Known = Mapping[str, Tensor] | None  # labels (B,) or (B, T), and the row (B,) o
 
 @dataclass(frozen=True)
 class Past:
-    """What a model keeps of the tokens it has read: how many they were, and what each of its layers needs of them."""
+    """What a model keeps of what it has read: how many places, and what each of its layers needs of them."""
 
     length: int = 0
     kept: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    here: Tensor | None = None  # (B, length) bool, which places held a token; None: all
 
 
 class Model(nn.Module):
@@ -29,6 +30,7 @@ class Model(nn.Module):
     needs: frozenset[str] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
     positions: tuple[str, ...] = ()  # of an example's tokens, where a position means the same in every example
+    source: int = 0  # places at the start of a sequence that are given: nothing is predicted there
 
     def __init__(self, twin: bool = False, allow_leak: bool = False, layers: dict[str, Any] | None = None):
         super().__init__()
@@ -50,6 +52,15 @@ class Model(nn.Module):
     def mixtures(self) -> dict[str, Layer]:
         """The mixture layers in forward order."""
         raise NotImplementedError
+
+    def reads(self, name: str) -> slice:
+        """Places of a sequence that a mixture layer reads, in a forward pass of all of it."""
+        return slice(None)
+
+    def reads_source(self, name: str) -> bool:
+        """Whether a mixture layer reads only what is given, all of it at once: it has no future to see."""
+        stop = self.reads(name).stop
+        return stop is not None and stop <= self.source
 
     def replace(self, name: str, layer: Layer) -> None:
         """Put another layer in a mixture's place."""

@@ -15,8 +15,9 @@ from moecli.experts.experts import Experts
 from moecli.families.family import Family
 from moecli.heads.head import Head
 from moecli.mixture import Shared
-from moecli.models.attention import Attention
+from moecli.models.attention import Attention, CrossAttention
 from moecli.models.model import Known, Layer, Model
+from moecli.models.relative import RelativePositions
 from moecli.routing import Router, Tokens
 
 # What a parameter is for, by the module that it lies in, however deep; the first line that fits counts.
@@ -25,7 +26,7 @@ ROLES: dict[str, tuple[type, ...]] = {
     "expert": (Experts, Shared),
     "family": (Family,),
     "norm": (nn.RMSNorm, nn.LayerNorm),
-    "attention": (Attention,),
+    "attention": (Attention, CrossAttention, RelativePositions),
     "embedding": (nn.Embedding,),
     "head": (Head,),
 }
@@ -44,7 +45,8 @@ class Size:
 
 @torch.no_grad()
 def measure(model: Model, x: Tensor, known: Known = None) -> Size:
-    """Run the model once in evaluation on x and count; x (B, D) or ids (B, T)."""
+    """Run the model once in evaluation on x and count; x (B, D) or ids (B, T), whose padding counts as tokens."""
+    x = x if x.is_floating_point() else x.clamp_min(0)
     was_training = model.training
     model.eval()
     seen = sample(model, x, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,8 +12,9 @@ from moecli.models.attention import Attention, KeysValues, dense, norm_of
 from moecli.models.latent import LatentAttention, refuse_idle
 from moecli.models.model import Known, Layer, Model, Past
 from moecli.models.places import places
+from moecli.models.sequences import Sequences, followed
 from moecli.parts import Parts
-from moecli.routing import Routing, Tokens
+from moecli.routing import Routing
 from moecli.types import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 
@@ -22,7 +22,7 @@ class Transformer(Model):
     """ids (B, T) -> logits or log-probabilities (B, T, V): pre-norm blocks, rotary positions, a norm, a head.
 
     A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ..., or in those that ``every`` lists; the others have a
-    dense layer.
+    dense layer.  Of the first ``source`` ids, which are given, it says nothing: (B, source + T) -> (B, T, V).
     """
 
     needs = frozenset({"sequence", "ids"})
@@ -32,6 +32,7 @@ class Transformer(Model):
         self,
         parts: Parts,
         vocab_size: int,
+        source: int = 0,
         dim: PositiveInt = 128,
         depth: PositiveInt = 4,
         heads: PositiveInt = 4,
@@ -55,6 +56,7 @@ class Transformer(Model):
         **options: Any,
     ):
         super().__init__(**options)
+        self.source = source
         names = [f"block{index}" for index in places(every, depth)]
         parts = parts.named(names, self.overrides)
         self.embedding = nn.Embedding(vocab_size, dim)
@@ -85,25 +87,31 @@ class Transformer(Model):
         self.output = None if tied or self.head.separate else nn.Linear(dim, vocab_size, bias=False)
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
-        return self._read(x, known)[0]
+        state, routings, _ = self._read(x, known)
+        return Output(self._say(state[:, self.source :]), routings)
 
     def step(self, x: Tensor, known: Known = None, past: Past | None = None) -> tuple[Output, Past]:
-        return self._read(x, known, past or Past())
+        state, routings, kept = self._read(x, known, past or Past())
+        return Output(self._say(state), routings), kept
 
-    def _read(self, x: Tensor, known: Known, past: Past | None = None) -> tuple[Output, Past]:
+    def _say(self, state: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
+        return self.head(self.norm(state), (self.output or self.embedding).weight)
+
+    def _read(self, x: Tensor, known: Known, past: Past | None = None) -> tuple[Tensor, dict[str, Routing], Past]:
         before = past or Past()
-        state = self.dropout(self.embedding(x))  # (B, T, D)
+        read = Sequences.of(x, known, before.length)
+        here = followed(before.here, read.here, x, before.length)
+        state = self.dropout(self.embedding(read.filled))  # (B, T, D)
         routings: dict[str, Routing] = {}
         kept: dict[str, KeysValues] = {}
         for name, block in self.blocks.items():
-            state, seen = block.attend(state, before.kept.get(name))
+            state, seen = block.attend(state, before.kept.get(name), here)
             if past is not None:  # else nothing follows: the keys and values of a large batch may go, layer by layer
                 kept[name] = seen
-            state, routing = block.feed_forward(state, x, known, next(reversed(routings.values()), None), before.length)
+            state, routing = block.feed_forward(state, read, next(reversed(routings.values()), None))
             if routing is not None:
                 routings[name] = routing
-        matrix = (self.output or self.embedding).weight
-        return Output(self.head(self.norm(state), matrix), routings), Past(before.length + x.shape[1], kept)
+        return state, routings, Past(before.length + x.shape[1], kept, here)
 
     @property
     def mixtures(self) -> dict[str, Layer]:
@@ -122,15 +130,14 @@ class Block(nn.Module):
         self.norm1, self.norm2 = norm1, norm2
         self.attention, self.dropout, self.feed = attention, nn.Dropout(dropout), feed
 
-    def attend(self, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:  # (B, T, D) -> the same
-        y, kept = self.attention.step(self.norm1(x), past)
+    def attend(
+        self, x: Tensor, past: KeysValues | None, here: Tensor | None, bias: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:  # (B, T, D) -> the same
+        y, kept = self.attention.step(self.norm1(x), past, here, bias)
         return x + self.dropout(y), kept
 
     def feed_forward(
-        self, x: Tensor, ids: Tensor, known: Known, previous: Routing | None, start: int
+        self, x: Tensor, read: Sequences, previous: Routing | None
     ) -> tuple[Tensor, Routing | None]:  # (B, T, D) -> the same
-        if not isinstance(self.feed, MixtureOfExperts):
-            return x + self.dropout(self.feed(self.norm2(x))), None
-        tokens = Tokens.sequences(self.norm2(x), ids, known, start=start)
-        y, routing = self.feed(replace(tokens, previous=previous))
-        return x + self.dropout(y.view_as(x)), routing
+        y, routing = read.serve(self.feed, self.norm2(x), previous)
+        return x + self.dropout(y), routing

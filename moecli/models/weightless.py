@@ -88,16 +88,16 @@ def tell(model: Model, x: Tensor, known: Known) -> None:
 
     Only what tokens hold stays unseen: their features are zeros, which gates have no eyes for.
     """
-    for layer in model.mixtures.values():
-        layer.router.register_forward_pre_hook(lambda _, args: (_seen(args[0], x, known or {}),))
+    for name, layer in model.mixtures.items():
+        read = model.reads(name)
+        layer.router.register_forward_pre_hook(lambda _, args, read=read: (_seen(args[0], x, known or {}, read),))
 
 
-def _seen(tokens: Tokens, x: Tensor, known: Mapping[str, Tensor]) -> Tokens:
+def _seen(tokens: Tokens, x: Tensor, known: Mapping[str, Tensor], read: slice) -> Tokens:
     features = torch.zeros(1, device="cpu").expand(tokens.x.shape)  # no memory either
     if x.is_floating_point() and len(features) == len(x):
         return Tokens.items(features, known)
     sequences = features.unflatten(0, (len(x), -1))  # (B, T, D)
-    t = sequences.shape[1]
-    ids = None if x.is_floating_point() else x[:, :t]
-    facts = {name: fact[:, :t] if fact.ndim > 1 else fact for name, fact in known.items()}
-    return replace(Tokens.sequences(sequences, ids, facts), previous=tokens.previous)
+    ids = None if x.is_floating_point() else x[:, read]
+    facts = {name: fact[:, read] if fact.ndim > 1 else fact for name, fact in known.items()}
+    return replace(Tokens.sequences(sequences, ids, facts, start=read.start or 0), previous=tokens.previous)

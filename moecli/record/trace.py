@@ -106,7 +106,7 @@ def assignments(
 
     ``sequence`` counts on from ``first_sequence``, and every so many are noted; labels are of the token,
     or of its example.  Where tokens are symbols their ``id`` and the ``target`` after them are noted too, and the
-    ``predicted`` (B, T) one.
+    ``predicted`` (B, T) one; of a source, which nothing is predicted in, these two are -1.
     """
     weights = routing.plan.weights.detach()  # (N, E)
     weight, expert = weights.topk(min(MOST_EXPERTS, weights.shape[1]), dim=-1)
@@ -128,13 +128,20 @@ def assignments(
     if not batch.x.is_floating_point():
         symbols = {"id": batch.x, "target": batch.target, "predicted": predicted}
         arrays |= {
-            n: value[routing.example, routing.position].int() for n, value in symbols.items() if value is not None
+            n: _of_places(value, batch.x)[routing.example, routing.position].int()
+            for n, value in symbols.items()
+            if value is not None
         }
     for name, label in batch.labels.items():
         of_token = label[routing.example] if label.ndim == 1 else label[routing.example, routing.position]
         arrays[f"label_{name}"] = of_token.int()
     kept = arrays["sequence"] % every == 0
     return {name: _array(value[kept]) for name, value in arrays.items()}
+
+
+def _of_places(values: Tensor, x: Tensor) -> Tensor:
+    """Values (B, T) of the last places of x (B, source + T), -1 in the source: (B, source + T)."""
+    return torch.nn.functional.pad(values, (x.shape[1] - values.shape[1], 0), value=-1)
 
 
 def slot_averages(plan: Slots, x: Tensor) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ class Images(InMemory):
 
     def __init__(self, path: str, classes: PositiveInt | None = None, split_seed: Seed = 0):
         root = user_path(path)
-        self.source, found = root, read(root)
+        self.origin, found = root, read(root)
         names = _names(found, classes, root)
         if len(found.label) < FEWEST or len(names) < 2:
             few = f"{len(found.label)} images of {len(names)} classes, and it takes {FEWEST} of 2"
@@ -78,7 +78,7 @@ class Images(InMemory):
         return unit(torch.from_numpy(images).flatten(1)), names
 
     def facts(self) -> list[Fact]:
-        return [Fact("data", str(self.source)), Fact("images", _size(*self.image[:3])), *super().facts()]
+        return [Fact("data", str(self.origin)), Fact("images", _size(*self.image[:3])), *super().facts()]
 
 
 def unit(x: Tensor) -> Tensor:

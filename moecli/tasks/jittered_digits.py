@@ -40,7 +40,7 @@ class JitteredDigits(InMemory):
         split_seed: Seed = 0,
     ):
         images, digit, parts = scikit_digits(split_seed) if path is None else idx_folder(user_path(path), split_seed)
-        self.source = "scikit-learn's digits" if path is None else str(user_path(path))
+        self.origin = "scikit-learn's digits" if path is None else str(user_path(path))
         self.side = (images.shape[1] + 2 * jitter, images.shape[2] + 2 * jitter)
         self.jitter, self.copies, self.top = jitter, copies, int(images.max())
         document = torch.arange(len(images)).repeat_interleave(copies)
@@ -63,7 +63,7 @@ class JitteredDigits(InMemory):
         height, width = self.side
         size = f"{height} x {width} pixels, the digit up to {self.jitter} off the centre each way"
         return [
-            Fact("data", self.source),
+            Fact("data", self.origin),
             Fact("canvas", f"{size}; {self.copies} copies of an image"),
             *super().facts(),
         ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from moecli.losses.places import mean_scored
 from moecli.mixture import Mixture
 
 Prediction = Tensor | Mixture
@@ -186,9 +187,13 @@ class Regression(Kind):
 
 @dataclass(frozen=True)
 class Language(Kind):
-    """Targets (N, T) int64: the next id at every place; a symbol of UTF-8 has one to four bytes."""
+    """Targets (N, T) int64: the next id at every place, -1 where none is scored; ``sizes`` are the symbols' bytes of UTF-8.
+
+    Metrics are means over scored places: an example counts by how many it has.
+    """
 
     symbols: tuple[str, ...]
+    sizes: tuple[int, ...] = ()  # where a symbol is not written as its bytes
     headline = "nll"
     higher_is_better = False
     gives = frozenset({"classes"})
@@ -200,26 +205,33 @@ class Language(Kind):
 
     def score(self, prediction: Prediction, target: Tensor) -> Scores:
         log_probs = class_log_probs(prediction)  # (N, T, V)
-        nll = -log_probs.gather(-1, target[..., None])[..., 0].mean(-1)
-        correct = (log_probs.argmax(-1) == target).float().mean(-1)
-        return {"nll": nll, "correct": correct, "bytes": self._bytes(target).mean(-1)}
+        known = target.clamp_min(0)
+        nll = -log_probs.gather(-1, known[..., None])[..., 0]
+        correct = (log_probs.argmax(-1) == known).float()
+        places = {"nll": nll, "correct": correct, "bytes": self._bytes(known)}  # (N, T) each
+        return {**{n: mean_scored(v, target) for n, v in places.items()}, "scored": (target >= 0).sum(-1)}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bytes of each symbol; an unknown one counts as one, so that bits per byte are never flattered."""
+        return self.sizes or tuple(1 if s == UNKNOWN else len(s.encode(errors="replace")) for s in self.symbols)
 
     def _bytes(self, target: Tensor) -> Tensor:
-        """Bytes of each symbol; an unknown one counts as one, so that bits per byte are never flattered."""
-        table = [1.0 if symbol == UNKNOWN else len(symbol.encode(errors="replace")) for symbol in self.symbols]
-        return torch.tensor(table, dtype=torch.float32, device=target.device)[target]
+        return torch.tensor(self.widths, dtype=torch.float32, device=target.device)[target]
 
     def summarise(self, scores: Scores) -> dict[str, float]:
-        nll = scores["nll"].double().mean().item()
+        weight = _uneven(scores.get("scored"))
+        nll = mean(scores["nll"], weight).item()
         return {
             "nll": nll,
-            "bits_per_byte": nll / math.log(2) / scores["bytes"].double().mean().item(),
+            "bits_per_byte": nll / math.log(2) / mean(scores["bytes"], weight).item(),
             "perplexity": math.exp(min(nll, 700.0)),
-            "accuracy": scores["correct"].double().mean().item(),
+            "accuracy": mean(scores["correct"], weight).item(),
         }
 
     def chance(self, train: Tensor, target: Tensor, weights: Weights = None) -> dict[str, float]:
-        """The unigram distribution of the training text; train and target are flat ids."""
+        """The unigram distribution of the training text; train and target are flat ids, -1 where none is scored."""
+        train, target = train[train >= 0], target[target >= 0]
         log_share = (train.bincount(minlength=self.out).double() / len(train)).clamp_min(TINY).log()
         correct = (target == log_share.argmax()).float()
         return self.summarise({"nll": -log_share[target], "correct": correct, "bytes": self._bytes(target)})
@@ -230,6 +242,11 @@ class Language(Kind):
 
     def describe(self) -> str:
         return f"the next of {self.out} symbols at every place"
+
+
+def _uneven(weight: Tensor | None) -> Tensor | None:
+    """Weights (N,), unless they are all the same."""
+    return None if weight is None or bool((weight == weight[0]).all()) else weight
 
 
 def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:

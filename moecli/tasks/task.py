@@ -26,9 +26,9 @@ SPLITS = ("train", "valid", "test")
 class Batch:
     """Examples of one split: B rows of features or B windows of T ids."""
 
-    x: Tensor  # (B, D) float features, (B, T, D) frames of them, or (B, T) int64 ids
-    target: Tensor  # (B,) int64 class, (B, Y) float, or (B, T) int64 next ids
-    labels: dict[str, Tensor]  # each (B,) or (B, T) int64, an index into Task.label_names
+    x: Tensor  # (B, D) float features, (B, T, D) frames, or (B, source + T) int64 ids, -1 where there is no token
+    target: Tensor  # (B,) int64 class, (B, Y) float, or (B, T) int64 next ids, -1 where none is scored
+    labels: dict[str, Tensor]  # each (B,) or (B, source + T) int64, an index into Task.label_names
     document: Tensor  # (B,) int64
     row: Tensor  # (B,) int64 the number of its first token in the whole data: train, then valid, then test
     weight: Tensor | None = None  # (B,) how much each example counts; None: all the same
@@ -66,8 +66,8 @@ class Fact:
 class Task:
     """Data, its truth, and how a prediction is scored.  All sizes a model needs stand here."""
 
-    # of: items, vectors, item rank 2, image, noisy image, sequence, ids, classes, real, and what real values allow:
-    # binary, counts, positive
+    # of: items, vectors, item rank 2, image, noisy image, sequence, ids, source, classes, real, and what real values
+    # allow: binary, counts, positive
     gives: frozenset[str] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()  # causal, where a future must not be seen
     fitted: ClassVar[bool] = False  # features get their meaning from the data that was read (scales, vocabulary)
@@ -75,6 +75,7 @@ class Task:
     dim: int  # features of an example, or of each of its frames (0 where ids are embedded)
     out: int  # classes, targets, or the size of the vocabulary
     vocab_size: int = 0
+    source: int = 0  # the first places of each sequence, which are given: nothing is predicted there
     image: Pixels | None = None  # how features are pixels, where they are
     sizes: dict[str, int]  # examples in each split
     label_names: dict[str, list[str]]  # what each label's numbers mean; of a classification the classes come first

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moecli.errors import Interrupted, NumericalFailure, UsageError
 from moecli.losses.objective import Objective, Totals
+from moecli.losses.places import is_scored
 from moecli.mixture import Output
 from moecli.models.model import Model
 from moecli.models.size import sample
@@ -238,7 +239,7 @@ class _Loop(Judge):
         losses: dict[str, Tensor] = {}
         usages: dict[str, Usage] = {}
         for part in parts:
-            share = _weight(part) / _weight(batch)
+            share = _weight(part) / _weight(batch) if len(parts) > 1 else 1.0
             output = self._forward(part)
             found = self.job.objective(output, part.target, part.weight, share, whole)
             found["total"].backward()
@@ -288,8 +289,11 @@ class _Loop(Judge):
 
 
 def _weight(batch: Batch) -> float:
-    """How much a batch's examples count together."""
-    return len(batch.x) if batch.weight is None else float(batch.weight.sum())
+    """How much a batch's examples count together, sequences by their scored places."""
+    if batch.weight is not None:
+        return float(batch.weight.sum())
+    scored = is_scored(batch.target)
+    return len(batch.x) if scored is None else float(scored.sum())
 
 
 def by_rate(model: Model, rate: float) -> list[dict[str, Any]]:

@@ -196,9 +196,9 @@ def test_what_cannot_be_is_said_in_a_line(text, words, said):
 # -- every router --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["transformer", "lstm"])
-def test_the_matrix_lets_every_causal_router_in(model):
+@pytest.mark.parametrize("column", ["transformer (text)", "lstm (text)", "seq2seq (pairs)"])
+def test_the_matrix_lets_every_causal_router_in(column):
     """Two training steps of each: tests/test_contract.py, which walks the matrix."""
-    fitting = {c.router for c in matrix.cells() if c.column == f"model={model} (text)" and c.refusal is None}
+    fitting = {c.router for c in matrix.cells() if c.column == f"model={column}" and c.refusal is None}
     causal = {router for router in registry()["router"] if small_router(router).claims(training=False).causal}
     assert fitting == causal and 17 <= len(causal) < len(registry()["router"])
