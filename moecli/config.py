@@ -32,7 +32,7 @@ from moecli.errors import ArtifactError, UsageError
 Config = dict[str, Any]
 REQUIRED = object()
 # Constructor arguments that the surrounding model fills in; no user sets them.
-CONTEXT = ("parts", "gate", "dim", "out", "num_experts", "layer", "num_layers", "vocab_size", "image")
+CONTEXT = ("parts", "gate", "dim", "out", "num_experts", "layer", "num_layers", "vocab_size", "source", "image")
 FULL = "full"  # the scale of an experiment as its file says; its ``scales`` holds others
 FREE = ("model.layers",)  # keys below these are checked by the model, which knows its layers
 _plugins: list[Path] = []
@@ -814,7 +814,7 @@ def part_class(node: Mapping[str, Any]) -> Any:
     return cls
 
 
-def build_with(node: Mapping[str, Any], context: Mapping[str, Any], num_experts: int) -> Any:
+def build_with(node: Mapping[str, Any], context: Mapping[str, Any], num_experts: int = 0) -> Any:
     return build(node, **{**context, "num_experts": num_experts})
 
 

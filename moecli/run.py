@@ -150,11 +150,12 @@ def shape(composed: Composed, task: Task | None = None) -> Shape:
         model, terms = _matched(settings, task, composed.explicit, Weightless)
     check_fit(settings, task, model, terms)
     batch = _counting_batch(task, settings)
-    x = batch.x.to(META)
-    tell(model, batch.x, batch.known)
+    seen = batch.x if batch.x.is_floating_point() else batch.x.clamp_min(0)  # padding counts as tokens
+    x = seen.to(META)
+    tell(model, seen, batch.known)
     if model.is_twin:
         make_twin(model, x)
-        tell(model, batch.x, batch.known)
+        tell(model, seen, batch.known)
     return Shape(settings, task, model, x)
 
 
@@ -169,7 +170,8 @@ def _counting_batch(task: Task, settings: Config) -> Batch:
 
 def _sizes(task: Task) -> dict[str, Any]:
     """What a model is built to, whatever the user chose."""
-    return {"dim": task.dim, "out": task.out, "vocab_size": task.vocab_size, "image": task.image}
+    sizes = {"dim": task.dim, "out": task.out, "vocab_size": task.vocab_size}
+    return {**sizes, "source": task.source, "image": task.image}
 
 
 def _bind(model: Model, task: Task, seed: int) -> None:
@@ -257,7 +259,7 @@ def _over(group: str, node: Config | None, names: list[str], task: Task) -> Conf
 
 def _refuse_other_inputs(settings: Config, task: Task) -> None:
     """A model for whole examples cannot read sequences, nor the other way round: say so before building it."""
-    choices, inputs = settings["choices"], frozenset({"items", "sequence", "ids", "image", "noisy image"})
+    choices, inputs = settings["choices"], frozenset({"items", "sequence", "ids", "source", "image", "noisy image"})
     model = compatibility.part(f"model={choices['model']}", config.part_class(settings["model"]))
     data = compatibility.Part(f"task={choices['task']}", frozenset(), frozenset(task.gives) | (model.needs - inputs))
     compatibility.refuse([data, model])
@@ -319,7 +321,9 @@ def _layer_parts(settings: Config, model: Model, name: str) -> list[compatibilit
     """Router, gate, experts and family of one layer."""
     choices, layer = settings["choices"], model.mixtures[name]
     label = f"router={choices['router']}" if name not in model.overrides else f"router of {name}"
+    no_future = frozenset({"causal"} if model.reads_source(name) else ())  # whatever its router does there
     parts = [
+        compatibility.Part(f"model={choices['model']} ({name})", frozenset(), no_future),
         compatibility.router_part(label, layer.router),
         compatibility.part(f"expert={choices['expert']}", layer.experts),
     ]
@@ -331,7 +335,8 @@ def _layer_parts(settings: Config, model: Model, name: str) -> list[compatibilit
 
 
 def _leak_in_training(task: Task, model: Model, name: str) -> list[str]:
-    if "causal" not in task.needs or model.mixtures[name].router.claims(training=True).causal:
+    sees_no_future = model.reads_source(name) or model.mixtures[name].router.claims(training=True).causal
+    if "causal" not in task.needs or sees_no_future:
         return []
     return [f"{name}: its router lets a token see the future in training"]
 
@@ -981,25 +986,26 @@ def generated(loaded: Loaded, text: str, tokens: int, temperature: float, seed: 
 def write_plans(loaded: Loaded, file: Path) -> None:
     """Who serves every token of the task's data in evaluation, into an ``.npz`` that ``router=replay`` reads."""
     loaded.model.eval()
-    number, weights = [], {name: [] for name in loaded.model.mixtures}  # type: ignore[var-annotated]
+    number: dict[str, list[torch.Tensor]] = {name: [] for name in loaded.model.mixtures}
+    weights: dict[str, list[torch.Tensor]] = {name: [] for name in number}
     for batch in (b.to(loaded.device) for split in SPLITS for b in loaded.task.batches(split, PREDICTED_AT_ONCE)):
         routings = loaded.model(batch.x, batch.known).routings
-        tokens = next(iter(sample(loaded.model, batch.x, batch.known).values()))
-        number.append(tokens.known["row"] + tokens.position)
-        for name, routing in routings.items():
-            weights[name].append(routing.plan.weights)
-    write_arrays(file, _plan_tables(torch.cat(number), [torch.cat(parts) for parts in weights.values()]))
+        for name, tokens in sample(loaded.model, batch.x, batch.known).items():
+            number[name].append(tokens.known["row"] + tokens.position)
+            weights[name].append(routings[name].plan.weights)
+    write_arrays(file, _plan_tables(*([torch.cat(of[name]) for name in number] for of in (number, weights))))
 
 
-def _plan_tables(number: torch.Tensor, weights: list[torch.Tensor]) -> dict[str, np.ndarray]:
-    """Tokens' numbers (n,) and each layer's weights (n, E) -> expert and weight (L, M, K), -1 and 0 where there is none."""
+def _plan_tables(number: list[torch.Tensor], weights: list[torch.Tensor]) -> dict[str, np.ndarray]:
+    """Each layer's tokens' numbers (n,) and weights (n, E) -> expert and weight (L, M, K), -1 and 0 where there is none."""
     num_choices = max(int((layer > 0).sum(-1).max()) for layer in weights)
-    expert = torch.full((len(weights), int(number.max()) + 1, num_choices), -1, dtype=torch.int16)
+    num_tokens = max(int(layer.max()) for layer in number) + 1
+    expert = torch.full((len(weights), num_tokens, num_choices), -1, dtype=torch.int16)
     weight = torch.zeros(expert.shape)
-    for index, layer in enumerate(weights):
+    for index, (place, layer) in enumerate(zip(number, weights, strict=True)):
         top, chosen = layer.cpu().topk(min(num_choices, layer.shape[1]), dim=-1)
-        expert[index, number.cpu(), : top.shape[1]] = chosen.masked_fill(top == 0, -1).short()
-        weight[index, number.cpu(), : top.shape[1]] = top.float()
+        expert[index, place.cpu(), : top.shape[1]] = chosen.masked_fill(top == 0, -1).short()
+        weight[index, place.cpu(), : top.shape[1]] = top.float()
     return {"expert": expert.numpy(), "weight": weight.numpy()}
 
 

@@ -186,6 +186,14 @@ SETTINGS = {
     "model=density (real)": ["task=regions", "model=density"],
     "model=transformer (text)": ["task=text", "model=transformer", "model.dim=8", "model.depth=2", "task.context=8"],
     "model=lstm (text)": ["task=text", "model=lstm", "model.dim=8", "task.context=8"],
+    "model=seq2seq (pairs)": [
+        "task=span_corruption",
+        "task.text=text",
+        "task.text.context=16",
+        "model=seq2seq",
+        "model.dim=8",
+        "model.depth=1",
+    ],
     "model=vision (classes)": [
         "task=digits",
         "model=vision",
@@ -213,6 +221,7 @@ def test_the_matrix_agrees_with_assembly(router, text):
     cells = {cell.column: cell.refusal for cell in matrix.cells() if cell.router == router}
     others = {f"{group}={option}" for group in ("gate", "auxiliary", "trainer") for option in registry()[group]}
     assert set(SETTINGS) | others == set(cells)
+    assert {column.partition("=")[2].partition(" ")[0] for column in SETTINGS} == set(registry()["model"])
     fitting = next(column for column in SETTINGS if cells[column] is None)
     linear = ["gate=linear"] if matrix.gate_refusal(router, "linear") is None else []
     composed = cache(lambda *words: compose([*words, f"router={router}"]))
@@ -221,7 +230,7 @@ def test_the_matrix_agrees_with_assembly(router, text):
         base = FRAMES if column == "gate=tdnn" else SETTINGS.get(column, SETTINGS[fitting])
         if group == "trainer":
             base = [*SETTINGS["model=density (real)"], *linear, column]  # a task recommends lengths for its trainer
-        whole = composed(*base, *([f"task.path={text}"] if "task=text" in base else []))
+        whole = composed(*base, *(f"{key}.path={text}" for key in ("task", "task.text") if f"{key}=text" in base))
         outcome = attempt(chosen(whole, group, option) if group in ("gate", "auxiliary") else whole)
         assert (outcome is None) == (refusal is None), f"{column}: matrix {refusal!r}, assembly {outcome!r}"
         assert outcome is None or matrix.why(outcome) == matrix.why(refusal), (outcome, refusal)

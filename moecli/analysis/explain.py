@@ -103,10 +103,14 @@ def _options(group: str, option: str, node: dict[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """A nested part by the name of its module, anything else as a user would type it."""
+    """A nested part by its option, anything else as a user would type it."""
     if not isinstance(value, dict):
         return text(value)
-    return value["_target_"].rsplit(".", 2)[1] if "_target_" in value else ", ".join(value) or "{}"
+    return _made_of(value["_target_"]) if "_target_" in value else ", ".join(value) or "{}"
+
+
+def _made_of(target: str) -> str:
+    return next(o for g, options in registry().items() for o in options if raw_node(g, o).get("_target_") == target)
 
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

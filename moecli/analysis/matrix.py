@@ -17,11 +17,16 @@ TASKS = {
     "text": Part(
         "task=stdlib_text", frozenset({"causal"}), frozenset({"sequence", "ids", "vectors", "classes", "known"})
     ),
+    "pairs": Part(
+        "task=span_corruption",
+        frozenset({"causal"}),
+        frozenset({"sequence", "ids", "source", "vectors", "classes", "known"}),
+    ),
 }
 # model, kind of data, family
 SETTINGS = (("layer", "classes", None), ("layer", "real", None), ("density", "classes", "categorical"),
             ("density", "real", "gaussian"), ("transformer", "text", None), ("lstm", "text", None),
-            ("vision", "classes", None), ("diffusion", "noise", None))  # fmt: skip
+            ("seq2seq", "pairs", None), ("vision", "classes", None), ("diffusion", "noise", None))  # fmt: skip
 
 
 @dataclass(frozen=True)

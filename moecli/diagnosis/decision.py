@@ -45,7 +45,8 @@ def explain(loaded: Loaded, asked: Question, at: int | None = None) -> Explanati
     for name, routing in output.routings.items():
         layer = loaded.model.mixtures[name]
         for place in places:
-            token = _token(routing, asked.row, place)
+            if (token := _served(routing, asked.row, place)) is None:
+                continue  # another layer's: of the source or of the answer, or no token but padding
             parts = _parts(layer, routing, token, tokens[name].x)
             found = Decision(name, place, symbols[place] if symbols else None, parts)
             changes = tuple(_changes(loaded, asked, found)) if single else ()
@@ -72,6 +73,12 @@ def _forward(loaded: Loaded, asked: Question) -> Output:
 
 def _known(loaded: Loaded, asked: Question) -> dict[str, Tensor]:
     return {name: fact.to(loaded.device) for name, fact in asked.known.items()}
+
+
+def _served(routing: Routing, row: int, place: int) -> int | None:
+    """Which token of the layer stands there, if one does."""
+    found = ((routing.example == row) & (routing.position == place)).nonzero()
+    return int(found[0, 0]) if len(found) else None
 
 
 def _token(routing: Routing, row: int, place: int) -> int:

@@ -58,9 +58,10 @@ def leak(model: Model, task: Task, device: torch.device) -> Leak:
     batch = task.batch("test", index).to(device)
     x, known = batch.x, batch.known  # (B, T); what is known stays, or a label would tell the suffix
     before = _outputs(precise, x, known)  # (B, T, Y)
+    given = x.shape[1] - before.shape[1]  # a source, which all outputs may know
     gaps = [
-        (_outputs(precise, changed, known)[row, :start] - before[row, :start]).abs().amax(-1)
-        for row, start, changed in _suffixes(x)
+        (_outputs(precise, changed, known)[row, : start - given] - before[row, : start - given]).abs().amax(-1)
+        for row, start, changed in _suffixes(x, given)
     ]
     gap = torch.cat(gaps)  # one a place
     return Leak(float(gap.max()), int((gap > MOVED).sum()), len(gap))
@@ -71,11 +72,11 @@ def _outputs(model: Model, x: Tensor, known: Known) -> Tensor:
     return prediction.mean if isinstance(prediction, Mixture) else prediction
 
 
-def _suffixes(x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """(row, start, x with the row's places from ``start`` on taken from another row): x (B, T)."""
-    other, length = x.roll(1, 0) if len(x) > 1 else x.flip(1), x.shape[1]
+def _suffixes(x: Tensor, given: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+    """(row, start, x with the row's places from ``start`` on taken from another row): x (B, given + T)."""
+    other, length = x.roll(1, 0) if len(x) > 1 else x.flip(1), x.shape[1] - given
     for row in range(min(SEQUENCES, len(x))):
-        for start in sorted({1, length // 2, length - 1}):
+        for start in sorted({given + 1, given + length // 2, given + length - 1}):
             changed = x.clone()
             changed[row, start:] = other[row, start:]
             yield row, start, changed

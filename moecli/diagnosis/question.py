@@ -126,6 +126,11 @@ def _of_cells(loaded: Loaded, given: str) -> Question:
 def _of_text(loaded: Loaded, text: str, name: str = "") -> Question:
     """A text of characters, or of words divided by spaces; what is beyond one window is left out."""
     task = loaded.task
+    if task.source:
+        raise UsageError(
+            f"--input {text!r:.40}: this run reads a source and an answer, and a text says not which is which. "
+            "Ask for a row of a split, as test:0"
+        )
     context: int = task.context  # type: ignore[attr-defined]
     if hasattr(task, "encode"):
         ids = task.encode(text)

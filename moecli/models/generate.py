@@ -1,10 +1,11 @@
-"""Text that a model goes on with, token by token: what it has read is kept, so that each new token costs one step."""
+"""Token by token a model goes on with a text, or answers a source: what it has read is kept, so each costs one step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moecli.compatibility import MEANING, routers_giving
@@ -67,6 +68,30 @@ def generate(
     return ids, reader.experts
 
 
+@torch.no_grad()
+def decode(model: Model, source: Tensor, begin: int, end: int, most: int) -> Tensor:
+    """The likeliest token after each other, until ``end``: sources (B, S) int64 -> answers (B, L) int64, L <= ``most``.
+
+    Sources are padded at the left by -1.  An answer stands behind ``begin``, which is not part of it; what stands
+    behind its ``end`` is ``end`` again.  Raises UsageError where what a router does with a token of the answer hangs on
+    more than the token itself, ValueError for sources longer than those that the model was made for.
+    """
+    refuse_dependent(model, "answers in words")
+    if model.source and source.shape[1] > model.source:
+        raise ValueError(f"a source has {source.shape[1]} places, and the model reads {model.source}")
+    was_training = model.training
+    ids = F.pad(source, (max(model.source - source.shape[1], 0), 0), value=-1)
+    ids = torch.cat([ids, ids.new_full((len(ids), 1), begin)], dim=1)
+    answer, past, done = ids[:, :0], None, torch.zeros_like(ids[:, :1], dtype=torch.bool)
+    model.eval()
+    while answer.shape[1] < most and not bool(done.all()):
+        output, past = model.step(ids, past=past)
+        ids = output.prediction[:, -1:].argmax(-1).masked_fill(done, end)  # type: ignore[index]
+        answer, done = torch.cat([answer, ids], dim=1), done | (ids == end)
+    model.train(was_training)
+    return answer
+
+
 def draw(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:  # (V,) -> (1,)
     if temperature == 0:
         return logits.argmax(keepdim=True)
@@ -74,19 +99,24 @@ def draw(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
     return (below / temperature).softmax(-1).multinomial(1, generator=random)
 
 
-def refuse_dependent(model: Model) -> None:
-    """Raise UsageError unless every router does with a token alone what it does with it in the whole text."""
+def refuse_dependent(model: Model, asked: str = "--generate") -> None:
+    """Raise UsageError unless every router does with a token alone what it does with it in the whole text.
+
+    Those that read the source alone may do as they like: they read all of it at once.
+    """
     for name, layer in model.mixtures.items():
         router = layer.router
+        if model.reads_source(name):
+            continue
         # also where it drops without looking at what tokens hold: it still counts how many they are
         if any(isinstance(serve, Capacity) and serve.active(training=False) for serve in router.filters):
             raise UsageError(
-                f"--generate ({name}): its router has a capacity, a share of as many tokens as are read at once, and here "
+                f"{asked} ({name}): its router has a capacity, a share of as many tokens as are read at once, and here "
                 "they are read one by one. Lift it: router.eval_capacity_factor=inf"
             )
         if not router.claims(training=False).independent:
             raise UsageError(
-                f"--generate ({name}): {_why(router)}, and here tokens are read one by one. "
+                f"{asked} ({name}): {_why(router)}, and here tokens are read one by one. "
                 f"Use a run with router={', '.join(routers_giving('independent'))}"
             )
 

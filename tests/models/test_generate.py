@@ -44,7 +44,7 @@ class Forgetful:
     """The same model without a cache: at every step it reads all of its window again."""
 
     def __init__(self, model, keep=WINDOW):
-        self.model, self.mixtures, self.keep = model, model.mixtures, keep
+        self.model, self.mixtures, self.reads_source, self.keep = model, model.mixtures, model.reads_source, keep
 
     def eval(self):
         return self
