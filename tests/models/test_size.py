@@ -40,6 +40,9 @@ PUBLISHED = {
     "glam": ("1.2T", "96.6B"),  # Du et al. (2021)
     "vmoe": ("14.7B", None),  # Riquelme et al. (2021), whose appendix has the sizes
     "dit_moe": ("16.5B", "3.1B"),  # Fei et al. (2024), table 1; the shared experts' width from the repository
+    "switch_c": ("1571B", None),  # Fedus et al. (2021), table 9
+    "gshard": ("600B", None),  # Lepikhin et al. (2020), table 1; sizes from appendix A.2
+    "nllb": ("54.5B", None),  # NLLB Team (2022); sizes of the released checkpoint
     "palm": ("540.35B", "540.35B"),  # Chowdhery et al. (2022), table 1
 }
 
