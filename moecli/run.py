@@ -974,7 +974,7 @@ def generated(loaded: Loaded, text: str, tokens: int, temperature: float, seed: 
     served = [dict(zip(experts, row, strict=True)) for row in zip(*experts.values(), strict=True)]
     return {
         "run": str(loaded.run.path),
-        "text": "".join(symbols),
+        "text": task.encoding.decode(ids.tolist()),
         "given": len(given),
         "temperature": temperature,
         "seed": seed,

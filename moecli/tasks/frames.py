@@ -86,7 +86,7 @@ def read_tsv(file: Path) -> pd.DataFrame:
 def read_jsonl(file: Path) -> pd.DataFrame:
     """One JSON object a line; a key that a line lacks is a missing value."""
     lines = enumerate(decode(read_bytes(file), file).split("\n"), start=1)
-    records = [_json_object(line, number, file) for number, line in lines if line.strip()]
+    records = [json_object(line, number, file) for number, line in lines if line.strip()]
     names = list(dict.fromkeys(name for record in records for name in record))
     if not names:
         raise DataError(f"empty file ({file}): no line holds a JSON object with keys. Give one a row")
@@ -94,7 +94,8 @@ def read_jsonl(file: Path) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=pd.Index(names, dtype=object), dtype=object)
 
 
-def _json_object(line: str, number: int, file: Path) -> dict[str, Any]:
+def json_object(line: str, number: int, file: Path) -> dict[str, Any]:
+    """One line of a jsonl file, counted from 1.  DataError where it is no object."""
     try:
         record = json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:

@@ -193,7 +193,7 @@ class Language(Kind):
     """
 
     symbols: tuple[str, ...]
-    sizes: tuple[int, ...] = ()  # where a symbol is not written as its bytes
+    sizes: tuple[float, ...] = ()  # where a symbol is not written as its bytes
     headline = "nll"
     higher_is_better = False
     gives = frozenset({"classes"})
@@ -212,7 +212,7 @@ class Language(Kind):
         return {**{n: mean_scored(v, target) for n, v in places.items()}, "scored": (target >= 0).sum(-1)}
 
     @property
-    def widths(self) -> tuple[int, ...]:
+    def widths(self) -> tuple[float, ...]:
         """Bytes of each symbol; an unknown one counts as one, so that bits per byte are never flattered."""
         return self.sizes or tuple(1 if s == UNKNOWN else len(s.encode(errors="replace")) for s in self.symbols)
 
@@ -230,9 +230,15 @@ class Language(Kind):
         }
 
     def chance(self, train: Tensor, target: Tensor, weights: Weights = None) -> dict[str, float]:
-        """The unigram distribution of the training text; train and target are flat ids, -1 where none is scored."""
-        train, target = train[train >= 0], target[target >= 0]
-        log_share = (train.bincount(minlength=self.out).double() / len(train)).clamp_min(TINY).log()
+        """The unigram distribution of the training text; train and target are flat ids, -1 where none is scored.
+
+        ``weights`` say how often each id of train occurs.
+        """
+        target = target[target >= 0]
+        known = train >= 0
+        often = weights[0][known] if weights and weights[0] is not None else None
+        count = train[known].bincount(often, minlength=self.out).double()
+        log_share = (count / count.sum()).clamp_min(TINY).log()
         correct = (target == log_share.argmax()).float()
         return self.summarise({"nll": -log_share[target], "correct": correct, "bytes": self._bytes(target)})
 

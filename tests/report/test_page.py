@@ -146,7 +146,8 @@ def test_examples_are_the_inputs_that_the_expert_serves(content):
 
 def test_characters_are_shown_in_their_text(trained, tmp_path):
     from moecli.report.page.examples import Inputs, Show
-    from moecli.tasks.text import CHARACTER_CLASSES, Text, character_class
+    from moecli.tasks.text import Text
+    from moecli.tasks.token_classes import CHARACTER_CLASSES, character_class
 
     (tmp_path / "text.txt").write_text("One line, then 2.\n\tAnother <b>line</b>.\n" * 400)
     task = Text(str(tmp_path / "text.txt"), context=32)

@@ -1,5 +1,6 @@
 """Texts as windows: what is in a window, where windows may lie, labels, chance, and each fault as one line."""
 
+import hashlib
 import math
 import random
 import time
@@ -8,10 +9,16 @@ import pytest
 import torch
 
 from moecli.errors import DataError
+from moecli.tasks.kinds import UNKNOWN
 from moecli.tasks.task import SPLITS
-from moecli.tasks.text import CHARACTER_CLASSES, UNKNOWN, StdlibText, Text, reference_topics, vocabulary
+from moecli.tasks.text import StdlibText, Text, reference_topics
+from moecli.tasks.token_classes import CHARACTER_CLASSES
+from moecli.tasks.tokens import vocabulary
 
 WORDS = ["The", "cat", "sat", "on", "the", "Mat", ",", "and", "42", "dogs", "(", "not", "7", ")", "ran", "away", "!"]
+
+FINGERPRINT = "eb73fb32fde77c2fab25043809b46d5eef3b68d04678b0daf6cb4d532b28e436"  # of ``folder``, as it was when
+IDS = "168ee20abc40adf75a3a38c8ff80c39c7a48bcc1dad2869847b8e6c1edf9a722"  # characters were all there was
 
 
 def prose(characters, seed=0):
@@ -37,6 +44,15 @@ def stdlib():
 
 def decoded(task, ids):
     return "".join(task.kind.symbols[i] for i in ids.tolist())
+
+
+def every_id(task, split):
+    return torch.from_numpy(task.streams[split].ids[:].astype("int64"))
+
+
+def numbers(task, split):
+    """The document that each token is of."""
+    return task.streams[split].document(torch.arange(len(task.streams[split])))
 
 
 def refused(build, *needles):
@@ -70,7 +86,7 @@ def test_train_batches_are_a_function_of_seed_and_step(folder):
 def test_evaluated_windows_do_not_overlap(folder):
     task = Text(str(folder), context=16, eval_windows=1000)
     for split in SPLITS:
-        text = "".join(document.text for document in task.parts[split])
+        text = "".join(task.parts[split].every())
         windows = [decoded(task, x) for batch in task.batches(split, 7) for x in batch.x]
         assert "".join(windows) == text[: 16 * len(windows)]  # consecutive, each once
         assert len(windows) == task.sizes[split] == (len(text) - 1) // 16
@@ -103,14 +119,16 @@ def test_documents_stay_whole_and_apart(folder):
         (d, f"{d}/{n:02}.txt") for d in ("law", "sea") for n in range(20)
     )
     assert [len(part) for part in names] == [32, 4, 4]
-    documents = [set(task.streams[split].document.tolist()) for split in SPLITS]
+    documents = [set(numbers(task, split).tolist()) for split in SPLITS]
+    assert [len(part) for part in documents] == [32, 4, 4]
     assert not documents[0] & documents[1] and not documents[0] & documents[2] and not documents[1] & documents[2]
 
 
 def test_split_is_fixed_by_its_seed(folder):
     first, again, other = (Text(str(folder), context=16, split_seed=seed) for seed in (0, 0, 1))
-    assert first.parts == again.parts and first.fingerprint == again.fingerprint
-    assert first.parts != other.parts and first.fingerprint != other.fingerprint
+    assert all(list(first.parts[split]) == list(again.parts[split]) for split in SPLITS)
+    assert list(first.parts["test"]) != list(other.parts["test"]) and first.fingerprint == again.fingerprint
+    assert first.fingerprint != other.fingerprint
 
 
 def test_one_file_is_cut_in_order(tmp_path):
@@ -124,12 +142,12 @@ def test_one_file_is_cut_in_order(tmp_path):
 
 def test_held_out_text_does_not_leak(folder):
     before = Text(str(folder), context=16)
-    for document in before.parts["test"] + before.parts["valid"]:
+    for document in [*before.parts["test"], *before.parts["valid"]]:
         text = document.text
         (folder / document.name).write_text("ß" * (len(text) - 1) + "\n")
     after = Text(str(folder), context=16)
     assert before.kind.symbols == after.kind.symbols
-    assert torch.equal(before.streams["train"].ids, after.streams["train"].ids)
+    assert torch.equal(every_id(before, "train"), every_id(after, "train"))
     assert (after.batch("test", torch.arange(3)).target == 0).any()  # unknown
     assert math.isfinite(after.chance("test")["nll"])
 
@@ -163,9 +181,9 @@ def test_domains_of_a_flat_folder_are_suffixes(tmp_path):
 
 
 def test_vocabulary_leaves_rare_characters_out():
-    assert vocabulary("a" * 5 + "b" * 4 + UNKNOWN * 9 + "\n" * 5) == ["\n", "a"]
+    assert vocabulary(["a" * 3 + "b" * 4, UNKNOWN * 9 + "\n" * 5 + "aa"]) == ["\n", "a"]
     many = "".join(chr(300 + i) * (5 + i) for i in range(300))
-    assert vocabulary(many) == [chr(300 + i) for i in range(101, 300)]  # the 199 most frequent
+    assert vocabulary([many]) == [chr(300 + i) for i in range(101, 300)]  # the 199 most frequent
 
 
 def test_encode_is_the_inverse_of_the_symbols(folder):
@@ -182,9 +200,52 @@ def test_a_character_of_two_bytes_halves_the_bits_of_each(tmp_path):
 
 def test_chance_is_the_unigram(folder):
     task = Text(str(folder), context=16)
-    count = task.streams["train"].ids.long().bincount(minlength=task.out).double() + 1
+    count = every_id(task, "train").bincount(minlength=task.out).double() + 1
     (batch,) = task.batches("test", 1000)
     assert task.chance("test")["nll"] == pytest.approx(-(count / count.sum()).log()[batch.target].mean().item())
+
+
+# Tokens
+
+
+def test_characters_have_the_ids_they_always_had(folder):
+    task = Text(str(folder), context=16)
+    ids = b"".join(task.streams[split].ids.arrays[0].tobytes() for split in SPLITS)
+    assert hashlib.sha256(ids).hexdigest() == IDS and task.fingerprint == FINGERPRINT
+
+
+@pytest.mark.parametrize(("tokens", "size"), [("bytes", None), ("bpe", 280)])
+def test_other_tokens_are_the_same_text(folder, tokens, size):
+    task, characters = Text(str(folder), context=8, tokens=tokens, vocab_size=size), Text(str(folder), context=8)
+    for split in SPLITS:
+        text = "".join(task.parts[split].every())
+        assert task.encoding.decode(every_id(task, split).tolist()) == text
+    assert task.fingerprint != characters.fingerprint
+    batch = task.batch("test", torch.arange(1))
+    assert task.vocab_size == (size or 256) and set(batch.labels) == {"domain", "token"}
+    assert batch.document[0] == numbers(characters, "test")[0]
+    given = folder / "law" / "00.txt"
+    x, columns = task.new_rows(given)
+    assert "".join(columns["token"]) == given.read_text()[: len("".join(columns["token"]))]
+    assert x.shape == (len(columns["token"]) // 8, 8)
+
+
+def test_another_tokenizer_is_another_fingerprint(folder, tmp_path_factory):
+    prints, file = set(), str(tmp_path_factory.mktemp("made") / "tokenizer.json")
+    for size in (270, 280):
+        made = Text(str(folder), context=8, tokens="bpe", vocab_size=size)
+        made.encoding.tokenizer.save(file)
+        task = Text(str(folder), context=8, tokens=file)
+        assert task.fingerprint == made.fingerprint and task.vocab_size == made.vocab_size
+        prints.add(task.fingerprint)
+    assert len(prints) == 2  # by which a run knows that its tokenizer is not what it was
+
+
+def test_merges_are_learned_from_training_alone(folder):
+    before = Text(str(folder), context=8, tokens="bpe", vocab_size=300)
+    for document in [*before.parts["test"], *before.parts["valid"]]:
+        (folder / document.name).write_text(("zebra " * 200)[: len(document.text) - 1] + "\n")
+    assert Text(str(folder), context=8, tokens="bpe", vocab_size=300).kind.symbols == before.kind.symbols
 
 
 # Reading
@@ -233,8 +294,8 @@ def test_bad_file(tmp_path, name, content, needles):
 
 
 def test_folder_without_text(tmp_path):
-    (tmp_path / "a.bin").write_bytes(b"\0")
-    refused(lambda: Text(str(tmp_path)), str(tmp_path), "no file")
+    (tmp_path / "a.dat").write_bytes(b"\0")
+    refused(lambda: Text(str(tmp_path)), str(tmp_path), "no text")
 
 
 # The library's own texts
