@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,14 @@ import typer
 from moecli.cli.common import Json, Runs, example
 from moecli.errors import MoeError, PartialSuccess, UsageError
 
-EPILOG = example("moe replicate", "moe replicate student_outliers", "moe replicate --all --scale smoke --json")
+EPILOG = example("moe replicate", "moe replicate student_outliers", "moe replicate tinyshakespeare task.path=FILE")
 
 
 def replicate(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Claims; none lists them all.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME KEY=VALUE", help="Claims, and what to change in all their runs; none lists all."),
+    ] = None,
     all: Annotated[bool, typer.Option("--all", help="Every claim, one after the other.")] = False,
     scale: Annotated[str, typer.Option(help="full, or smoke: seconds, to see that it runs; no verdict.")] = "full",
     write: Annotated[Path | None, typer.Option(help="A JSON file to put the results into.")] = None,
@@ -27,16 +31,20 @@ def replicate(
     """
     from moecli.replicate import bench
 
-    if names and all:
-        raise UsageError("moe replicate --all: claims are named beside it. Leave out --all, or the names")
+    changes = [word for word in words or [] if "=" in word]
+    names = [word for word in words or [] if "=" not in word]
+    if words and all:
+        raise UsageError("moe replicate --all: claims or keys are named beside it. Leave out --all, or the others")
+    if changes and not names:
+        raise UsageError(f"moe replicate {changes[0]}: no claim is named. Name it first: moe replicate NAME KEY=VALUE")
     if not names and not all:
         _list(json)
         return
     found: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
-    for name in dict.fromkeys(names or bench.claims()):
+    for name in dict.fromkeys(names or _whole()):
         try:
-            found[name] = bench.judge(name, scale, runs)
+            found[name] = bench.judge(name, scale, runs, changes)
         except MoeError as error:
             if not all:
                 raise
@@ -52,6 +60,18 @@ def replicate(
         raise PartialSuccess(
             f"{len(failed)} of {len(failed) + len(found)} claims did not run to their end: {failed[0]}"
         )
+
+
+def _whole() -> list[str]:
+    """The claims that need nothing of the user; the others are told of."""
+    from moecli.replicate import bench
+
+    open_keys = {name: bench.needed(name) for name in bench.claims()}
+    for name, keys in open_keys.items():
+        if keys:
+            needs = " ".join(f"{key}=..." for key in keys)
+            print(f"left out: {name}, which needs data of yours (moe replicate {name} {needs})", file=sys.stderr)
+    return [name for name, keys in open_keys.items() if not keys]
 
 
 def _list(json: bool) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ import torch
 from moecli import __version__
 from moecli.analysis import specialisation
 from moecli.analysis.explain import header
-from moecli.config import FULL, Composed, compose, conf_root, nearest
+from moecli.analysis.statistics import interval
+from moecli.config import FULL, Composed, Word, compose, conf_root, flatten, nearest, raw_node
 from moecli.errors import ArtifactError, UsageError
 from moecli.record.folder import Run, read_lines, to_json, write_whole
 from moecli.record.trace import TraceReader
 from moecli.run import Place, assemble, git_revision, train_built
 
 SMALL = "not tested at this scale"
+SMOKE = "smoke"  # the scale that only shows that a claim runs
+GPU = "gpu"  # the scale of the paper's smaller models, which the claims of docs/deep.md have
 NEVER = "never"
 Value = float | str | None
 
@@ -50,29 +54,51 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """Trains a claim's runs, each a diff to its experiment, at one scale."""
+    """Trains a claim's runs, each a diff to its experiment, at one scale; ``words`` are the user's, for every run."""
 
     name: str
     scale: str = FULL
     root: Path | None = None
+    words: tuple[str, ...] = ()
     made: list[Run] = field(default_factory=list)
 
     @property
     def small(self) -> bool:
-        return self.scale != FULL
+        return self.scale == SMOKE
+
+    def _whole(self, words: Sequence[str]) -> list[str]:
+        """Raises UsageError for a word of the user that the claim needs for itself."""
+        own = [f"experiment={self.name}", f"scale={self.scale}", *words]
+        taken = {Word.parse(word).key for word in own}
+        for word in self.words:
+            if Word.parse(word).key in taken:
+                raise UsageError(
+                    f"moe replicate {self.name} {word}: the claim's runs differ by it. Leave it out, or use moe train"
+                )
+        return [*own, *self.words]
 
     def compose(self, *words: str) -> Composed:
-        return compose([f"experiment={self.name}", f"scale={self.scale}", *words])
+        return compose(self._whole(words))
 
     def train(self, *words: str) -> Run:
-        """``moe train experiment=NAME scale=SCALE WORDS``; pictures at full scale only."""
-        command = " ".join(["moe train", f"experiment={self.name}", f"scale={self.scale}", *words])
-        place = Place(self.root, f"replicate-{self.name}", command=command, pictures=not self.small)
-        self.made.append(train_built(assemble(self.compose(*words)), place))
+        """``moe train experiment=NAME scale=SCALE WORDS``; pictures of seed 0 at full scale only."""
+        composed = self.compose(*words)
+        pictures = self.scale == FULL and composed.config["seed"] == 0
+        command = shlex.join(["moe", "train", *self._whole(words)])
+        place = Place(self.root, f"replicate-{self.name}", command=command, pictures=pictures)
+        self.made.append(train_built(assemble(composed), place))
         return self.made[-1]
 
     def seeds(self, count: int) -> range:
         return range(1 if self.small else count)
+
+    def over_seeds(self, systems: Mapping[str, Sequence[str]], count: int = 3) -> dict[str, list[Run]]:
+        """Runs of each named system, which pair by their seeds."""
+        for words in systems.values():  # refused before any work
+            self._whole(words)
+        return {
+            name: [self.train(f"seed={seed}", *words) for seed in self.seeds(count)] for name, words in systems.items()
+        }
 
 
 def claims() -> list[str]:
@@ -86,17 +112,27 @@ def said(name: str, field: str) -> str:
     return next((line.removeprefix(f"{field}: ") for line in header(name) if line.startswith(f"{field}: ")), "")
 
 
-def judge(name: str, scale: str = FULL, root: Path | None = None) -> dict[str, Any]:
+def needed(name: str) -> list[str]:
+    """What a claim on the user's own data must be told: keys that its experiment leaves open, such as ``task.path``."""
+    return [key for key, value in flatten(raw_node("experiment", name)) if value == "???"]
+
+
+def deep(name: str) -> bool:
+    """Whether a claim stands in ``docs/deep.md``, where models are networks that a GPU is for, or in ``classical.md``."""
+    return GPU in raw_node("experiment", name)["scales"]
+
+
+def judge(name: str, scale: str = FULL, root: Path | None = None, words: Sequence[str] = ()) -> dict[str, Any]:
     """Run and judge one claim -> what stands in ``docs/results.json`` under its name.
 
-    Raises UsageError for a claim that is none, and whatever its runs raise.
+    ``words`` are laid over every one of its runs.  Raises UsageError for a claim that is none, and whatever its runs raise.
     """
     if name not in claims():
         raise UsageError(
             f"moe replicate {name}: no such claim.{nearest(name, claims())} Choose from: {', '.join(claims())}"
         )
     replicate: Callable[[Bench], Outcome] = importlib.import_module(f"moecli.replicate.{name}").replicate
-    bench = Bench(name, scale, root)
+    bench = Bench(name, scale, root, tuple(words))
     bench.compose()  # refused before any work, where the scale is none
     outcome = replicate(bench)
     verdict = "replicated" if outcome.holds else "did not replicate"
@@ -104,6 +140,7 @@ def judge(name: str, scale: str = FULL, root: Path | None = None) -> dict[str, A
         "claim": said(name, "claim"),
         "paper": said(name, "paper"),
         "scale": scale,
+        "words": list(words),
         "quantities": [asdict(quantity) for quantity in outcome.quantities],
         "rule": outcome.rule,
         "verdict": SMALL if bench.small else verdict,
@@ -157,18 +194,19 @@ def cost(result: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """A section for each claim, as it stands in ``docs/classical.md``."""
+    """A section for each claim, as it stands in ``docs/classical.md`` or ``docs/deep.md``."""
     return "\n\n".join(_section(name, result) for name, result in results.items())
 
 
 def _section(name: str, result: dict[str, Any]) -> str:
+    command = shlex.join(["moe", "replicate", name, *result.get("words", [])])
     rows = [f"| {q['name']} | {shown(q['here'])} | {shown(q['paper'])} |" for q in result["quantities"]]
     return "\n".join(
         [
             f"### {name}: {result['verdict']}",
             "",
             f"{result['claim']} The rule: {result['rule']}.",
-            f"`moe replicate {name}`, {result['seconds']:.0f} s at revision {result['revision']}.",
+            f"`{command}`, {result['seconds']:.0f} s at revision {result['revision']}.",
             "",
             "| quantity | here | paper |",
             "|---|---|---|",
@@ -210,6 +248,52 @@ def or_never(number: float, tried: float | None = None) -> Value:
     if math.isfinite(number):
         return number
     return NEVER if tried is None else f"not in {tried:.0f}"
+
+
+def nlls(systems: Mapping[str, Sequence[Run]], paper: Mapping[str, float] | None = None) -> list[Quantity]:
+    """Each system's mean test loss, and the paper's where it names one."""
+    theirs = paper or {}
+    return [
+        Quantity(f"test nll in nats, {name}", metric(runs, "test/nll"), theirs.get(name))
+        for name, runs in systems.items()
+    ]
+
+
+def gap(a: Sequence[Run], b: Sequence[Run], name: str = "test/nll") -> str:
+    """The metric of b over that of a, paired by seed, with its 95 % interval (Student's t)."""
+    found = interval([metric(y, name) - metric(x, name) for x, y in zip(a, b, strict=True)])
+    return f"{found.mean:+.4f} ± {found.half:.4f}"
+
+
+def lower(a: Sequence[Run], b: Sequence[Run], name: str = "test/nll") -> bool:
+    """Whether a has the lower number with every seed."""
+    return all(metric(x, name) < metric(y, name) for x, y in zip(a, b, strict=True))
+
+
+def told(runs: Sequence[Run], layer: int, label: str) -> float:
+    """Normalised mutual information of a layer's first choices and a label, above chance: mean over runs."""
+    found = [run.summary["layers"][layer]["nmi"][label] for run in runs]
+    return float(np.mean([each["value"] - each["chance"] for each in found]))
+
+
+def of_layers(runs: Sequence[Run], name: str) -> float:
+    """A number of the summary's mixture layers, such as ``max_over_mean`` of the test load: mean over layers and runs."""
+    return float(np.mean([layer[name] for run in runs for layer in run.summary["layers"]]))
+
+
+def trained(runs: Sequence[Run]) -> list[dict[str, np.ndarray]]:
+    """Of every mixture layer of every run: asked and served (S, E), tokens (S,) at S recorded training steps."""
+    return [TraceReader(run.path).usage(layer) for run in runs for layer in run.layers]
+
+
+def experts_a_token(runs: Sequence[Run]) -> float:
+    """How many experts served a token in training, on average."""
+    return float(np.mean([usage["served"].sum() / usage["tokens"].sum() for usage in trained(runs)]))
+
+
+def dropped_in_training(runs: Sequence[Run]) -> float:
+    """The share of what was asked for that no expert served."""
+    return float(np.mean([1 - usage["served"].sum() / usage["asked"].sum() for usage in trained(runs)]))
 
 
 def gate_by(run: Run, label: str, layer: str = "layer0") -> np.ndarray:

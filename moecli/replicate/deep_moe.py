@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moecli.record.folder import Run
-from moecli.replicate.bench import Bench, Outcome, Quantity, metric
+from moecli.replicate.bench import Bench, Outcome, Quantity, metric, told
 
 LABELS = ("translation", "class")
 HALF = 2.0  # effective experts of four
@@ -35,12 +35,6 @@ def replicate(bench: Bench) -> Outcome:
         and what["class"] > what["translation"]
         and min(working[2:]) <= HALF < min(working[:2]),
     )
-
-
-def told(runs: list[Run], layer: int, label: str) -> float:
-    """Normalised mutual information of a layer's first choices and a label, above chance: mean over runs."""
-    found = [run.summary["layers"][layer]["nmi"][label] for run in runs]
-    return float(np.mean([each["value"] - each["chance"] for each in found]))
 
 
 def effective(runs: list[Run], layer: int) -> float:

@@ -42,6 +42,21 @@ def test_results_go_into_a_file(moe, tmp_path):
     assert stored["ensemble"]["revision"] and "runs" not in stored["ensemble"]
 
 
+def test_changes_are_laid_over_every_run_of_a_claim(moe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, "judge", lambda name, scale, runs, words: seen.append((name, words)) or judged)
+    judged = {"claim": "c", "quantities": [], "verdict": "v", "rule": "r", "runs": ["x/y"], "seconds": 1.0}
+    assert moe("replicate", "ensemble", "trainer.steps=9", "hme_em", "task.rows=50")[0] == 0
+    assert seen == [(name, ["trainer.steps=9", "task.rows=50"]) for name in ("ensemble", "hme_em")]
+
+
+def test_all_leaves_out_what_needs_data_of_the_users(moe, monkeypatch):
+    monkeypatch.setattr(bench, "needed", lambda name: ["task.path"] if name == "hme_em" else [])
+    code, out, err = moe("replicate", "--all", "--json")
+    assert code == 0 and set(json.loads(out)) == {"ensemble"}
+    assert "left out: hme_em, which needs data of yours (moe replicate hme_em task.path=...)" in err
+
+
 def test_what_fails_to_run_stops_no_other_claim(moe, monkeypatch):
     def broken(bench):
         raise NumericalFailure("the loss is nan. Lower optimizer.lr")
@@ -58,6 +73,7 @@ def test_what_fails_to_run_stops_no_other_claim(moe, monkeypatch):
         (["hme_m"], "Did you mean hme_em?"),
         (["ensemble", "--scale", "smok"], "Did you mean scale=smoke?"),
         (["ensemble", "--all"], "Leave out --all"),
+        (["task.path=x"], "no claim is named"),
     ],
 )
 def test_what_there_is_not_is_one_line(moe, words, needle):
