@@ -1,4 +1,4 @@
-"""Puts docs/results.json into the headers of conf/experiment/ and into docs/classical.md.
+"""Puts docs/results.json into the headers of conf/experiment/, into docs/classical.md and docs/deep.md.
 
 moe replicate --all --write docs/results.json; python benchmarks/experiments.py
 """
@@ -18,7 +18,9 @@ def main() -> None:
         file = ROOT / "conf" / "experiment" / f"{name}.yaml"
         rewrite(file, "# cost: ", bench.cost(result), "\n")
         rewrite(file, "# measured: ", bench.in_words(result), "\n")
-    rewrite(ROOT / "docs" / "classical.md", BEGIN, bench.markdown(results), END)
+    for document, deep in (("classical.md", False), ("deep.md", True)):
+        found = {name: result for name, result in results.items() if bench.deep(name) == deep}
+        rewrite(ROOT / "docs" / document, BEGIN, bench.markdown(found), END)
 
 
 def rewrite(file: Path, before: str, inside: str, after: str) -> None:
