@@ -16,7 +16,7 @@ SMALL = {"dim": 8, "num_experts": 4, "vocab_size": 50, "layer": 0, "num_layers":
 REMEDIES = {
     "ids": "Use a task of text (task=stdlib_text), or a router with a gate (router=top_k)",
     "sequence": "Use a task of text (task=stdlib_text), or model=layer and scope=batch",
-    "source": "Use model=transformer, or a task of pairs (task=span_corruption)",
+    "source": "Use model=transformer, or a task of pairs (task=translation, task=span_corruption)",
     "items": "Use model=transformer, which reads sequences",
     "image": "Use a task of images (task=digits, task=images), or model=layer",
     "noisy image": "Use task=denoising, or model=vision",

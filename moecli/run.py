@@ -28,7 +28,7 @@ from moecli.config import Composed, Config, build
 from moecli.errors import ArtifactError, DataError, EnvironmentFailure, Interrupted, UsageError
 from moecli.losses.objective import Objective
 from moecli.mixture import Mixture, MixtureDensity
-from moecli.models.generate import generate
+from moecli.models.generate import decode, generate, refuse_dependent
 from moecli.models.model import Model
 from moecli.models.size import Size, make_twin, measure, sample
 from moecli.models.weightless import META, Weightless, tell
@@ -42,7 +42,7 @@ from moecli.record.recorder import Recorder
 from moecli.record.trace import TraceReader, slot_averages, write_arrays
 from moecli.record.view import view
 from moecli.report import terminal
-from moecli.tasks.task import SPLITS, Batch, Task
+from moecli.tasks.task import SPLITS, Answers, Batch, Task, Write
 from moecli.training.em import Em
 from moecli.training.evaluate import Evaluation, evaluate, without
 from moecli.training.gradient import Best, Job
@@ -60,6 +60,7 @@ MOST_REMOVALS = 64  # experts taken out one by one at the end; above that only a
 COUNTED = 4096  # tokens that a model of sequences is counted on without its weights, at least one sequence
 MOST_LOGITS = 2**23  # of all of them in one layer; with many experts fewer tokens do
 MOST_ROWS = 5000  # whose responsibilities are kept
+SHOWN = 4  # answers in words
 UNITS = {
     "nll": "nats",
     "loss": "nats",
@@ -108,6 +109,7 @@ def assemble(composed: Composed, task: Task | None = None) -> Built:
     torch.manual_seed(settings["seed"])
     model, terms = _matched(settings, task, composed.explicit, Parts)
     warnings, idle = check_fit(settings, task, model, terms)
+    warnings += _no_answers(task, model)
     first = task.train_batch(0, settings["trainer"].get("batch_size", 128), settings["seed"])
     if model.is_twin:
         make_twin(model, first.x, first.known)
@@ -339,6 +341,17 @@ def _leak_in_training(task: Task, model: Model, name: str) -> list[str]:
     if "causal" not in task.needs or sees_no_future:
         return []
     return [f"{name}: its router lets a token see the future in training"]
+
+
+def _no_answers(task: Task, model: Model) -> list[str]:
+    """Where answers in words are asked for, and a router does another thing with a token alone than in a whole text."""
+    if "words" not in task.gives:
+        return []
+    try:
+        refuse_dependent(model, "answers in words")
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 # -- train ------------------------------------------------------------------------------------
@@ -614,6 +627,7 @@ def summarise(built: Built, record: Recorder, best: Best) -> dict[str, Any]:
         chance |= {f"{split}/{n}": v for n, v in built.task.chance(split).items() if n in found.metrics}
     for name, parts in found.tokens.items():
         record.trace.tokens(best.step, "test", name, parts)
+    metrics |= _answered(built, record)
     _surface(built, record.folder)
     _responsibilities(built, record.folder)
     _slots(built, record.folder)
@@ -804,6 +818,31 @@ def _samples(built: Built, folder: Path) -> None:
         _write_arrays(folder / "routing" / "samples.npz", arrays)
 
 
+def writer(model: Model, device: torch.device) -> Write:
+    """The model writing, the likeliest next word each time."""
+
+    def write(source: torch.Tensor, begin: int, end: int, most: int) -> torch.Tensor:
+        return decode(model, source.to(device), begin, end, most).cpu()
+
+    return write
+
+
+def answers(model: Model, task: Task, split: str, device: torch.device) -> Answers:
+    """What a model says to a split in words; nothing where the task or a router has none."""
+    try:
+        return task.answers(writer(model, device), split)
+    except UsageError as error:  # a run was warned of it
+        return Answers(why_none=str(error))
+
+
+def _answered(built: Built, record: Recorder) -> dict[str, float]:
+    """How good the answers to the test are, which go into ``answers.tsv``."""
+    found = answers(built.model, built.task, "test", built.device)
+    if found.said:
+        write_whole(record.folder / "answers.tsv", found.table().encode())
+    return {f"test/{name}": value for name, value in found.metrics.items()}
+
+
 def _gate_over_grid(built: Built) -> Callable[[], torch.Tensor] | None:
     """What the first gate believes over a task's plane, (M, E), whenever it is called; None without a plane."""
     grid = _grid(built)
@@ -948,10 +987,13 @@ def evaluate_loaded(loaded: Loaded, split: str) -> dict[str, Any]:
     """Metrics on a split beside their chance level, and what each layer dropped."""
     found = evaluate(loaded.model, loaded.task, split, loaded.device, trace=True)
     rank = log_prob_rank(loaded.model, loaded.task, split, loaded.device)
+    said = answers(loaded.model, loaded.task, split, loaded.device)
     return {
         "run": str(loaded.run.path),
         "split": split,
-        "metrics": found.metrics | rank,
+        "metrics": found.metrics | rank | said.metrics,
+        "answers": [asdict(each) for each in said.some(SHOWN)],
+        "no_answers": said.why_none,
         "chance": loaded.task.chance(split),
         "dropped": {name: usage.dropped for name, usage in found.usage.items()},
     }
@@ -1080,6 +1122,7 @@ def selection(
 def predictions(loaded: Loaded, file: Path) -> pandas.DataFrame:
     """New rows of a file -> prediction, how sure it is, and the first expert of each layer with its weight.
 
+    To sources of a task that answers them, the answer in words.
     A mixture density adds every expert's probability before the target is known (``gate e0``), and where the file
     has the target its density and every expert's probability after it (``responsibility e0``), else nothing.
     Raises DataError where the file does not fit the run's task.
@@ -1087,6 +1130,8 @@ def predictions(loaded: Loaded, file: Path) -> pandas.DataFrame:
     import pandas
 
     x, given = loaded.task.new_rows(file)
+    if loaded.task.source:
+        return pandas.DataFrame({**given, "answer": loaded.task.say(writer(loaded.model, loaded.device), x)})
     loaded.model.eval()
     y = loaded.task.new_targets(file)
     targets = [None] * len(x) if y is None else y.split(PREDICTED_AT_ONCE)

@@ -25,6 +25,7 @@ NEEDED = {
     "table": ["task.path=data.csv", "task.target=y"],
     "text": ["task.path=folder"],
     "images": ["task.path=folder"],
+    "translation": ["task.path=folder"],
 }
 
 

@@ -68,6 +68,12 @@ def _print(result: dict[str, Any]) -> None:
         print(f" {result['split']} {name} {terminal.number(value)}{chance}")
     for layer, dropped in result["dropped"].items():
         print(f" {layer} dropped {dropped:.1%}")
+    if result["no_answers"]:
+        print(f" {result['no_answers']}")
+    for each in result["answers"]:
+        print()
+        for name in ("given", "answer", "reference"):
+            print(f" {name:9s}  {terminal.visible(each[name])}")
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -93,5 +93,5 @@ def show_run(run, more: Sequence[str] = ()) -> None:  # a record.folder.Run, imp
     from moecli.report import terminal
 
     table = terminal.experts_table(run)
-    found = [terminal.result_line(run), "", *table, *terminal.layer_lines(run), *more]
+    found = [terminal.result_line(run), *terminal.answers_lines(run), "", *table, *terminal.layer_lines(run), *more]
     show_lines(["", *found, "", *terminal.next_lines(run)])

@@ -60,6 +60,15 @@ def result_line(run: Run) -> str:
     )
 
 
+def answers_lines(run: Run) -> list[str]:
+    """How good answers in words are, where there are any, and where they lie."""
+    file, found = run.path / "answers.tsv", run.summary["metrics"]
+    if not file.exists():
+        return []
+    scores = [f"{n[5:]} {number(found[n])}" for n in found if n[:5] == "test/" and f"valid/{n[5:]}" not in found]
+    return [f" test {' · '.join(scores)} · {file}"]
+
+
 def experts_table(run: Run) -> list[str]:
     """One row per expert: load, first choices, entropy, what it serves, how quality changes without it."""
     rows = run.summary["experts"]

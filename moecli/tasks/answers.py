@@ -45,19 +45,19 @@ class Answers(Task):
         labels = {name: label[document] for name, label in self.labels.items()}
         return Batch(self.x[document], self.target[document], labels, document, row)
 
-    def answers(self, split: str) -> Tensor:
+    def scored(self, split: str) -> Tensor:
         """Every scored target: (n,)."""
         target = self.target[self.parts[split]]
         return target[target >= 0]
 
     def chance(self, split: str) -> dict[str, float]:
         """The unigram of the training answers, each symbol counted once more so that none is impossible."""
-        train = torch.cat([self.answers("train"), torch.arange(self.out)])
-        return self.kind.chance(train, self.answers(split))
+        train = torch.cat([self.scored("train"), torch.arange(self.out)])
+        return self.kind.chance(train, self.scored(split))
 
     def facts(self) -> list[Fact]:
         sequences = ", ".join(f"{count} {split}" for split, count in self.sizes.items())
-        chance, answers = self.chance("test"), self.answers("test")
+        chance, answers = self.chance("test"), self.scored("test")
         length = f"{len(answers) / self.sizes['test']:.1f} symbols on average, nothing else is scored"
         return [
             Fact(f"sequences of {self.context} tokens", sequences),

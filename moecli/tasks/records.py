@@ -69,7 +69,8 @@ def hub_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
     Of a data set with splits its training split is read.  Raises DataError where there is none of that name or it
     has not these columns, EnvironmentFailure where it can neither be reached nor is in the local cache.
     """
-    found = _data_set(path)
+    found = data_set(path)
+    found = found.get("train", next(iter(found.values()))) if isinstance(found, dict) else found
     require(columns, found.column_names, path)
     number = 0
     for batch in found.select_columns(list(columns)).iter(AT_ONCE):
@@ -78,7 +79,8 @@ def hub_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
             yield f"{path}, row {number}", dict(zip(columns, cells, strict=True))
 
 
-def _data_set(path: str) -> Any:
+def data_set(path: str) -> Any:
+    """A table of ``datasets``, or tables by the names of their splits."""
     try:
         import datasets
     except ImportError as error:
@@ -100,11 +102,9 @@ def _data_set(path: str) -> Any:
 def _loaded(datasets: Any, name: str) -> Any:
     folder = user_path(name)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        found = datasets.load_from_disk(str(folder))
-    else:
-        owner, _, config = (str(folder), "", "") if folder.exists() else name.partition(":")
-        found = datasets.load_dataset(owner, config or None)
-    return found.get("train", next(iter(found.values()))) if isinstance(found, dict) else found
+        return datasets.load_from_disk(str(folder))
+    owner, _, config = (str(folder), "", "") if folder.exists() else name.partition(":")
+    return datasets.load_dataset(owner, config or None)
 
 
 def texts(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +56,39 @@ def _piece(number: int, index: int, value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model was given in words, what it said, and what somebody else says to it, in which language."""
+
+    given: str
+    answer: str
+    reference: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says in words, and how good that is."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    said: list[Answer] = field(default_factory=list)
+    why_none: str = ""
+
+    def some(self, number: int) -> list[Answer]:
+        """At most so many, spread evenly."""
+        picked = min(number, len(self.said))
+        return [self.said[(2 * place + 1) * len(self.said) // (2 * picked)] for place in range(picked)]
+
+    def table(self) -> str:
+        """One answer a line, tabs between its parts, which hold none themselves."""
+        rows = [tuple(Answer.__annotations__), *map(astuple, self.said)]
+        return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+
+
+# A model writing: sources (B, S), the ids of begin and end, the most ids to write (L) -> (B, L) ids, whatever follows an end
+Write = Callable[[Tensor, int, int, int], Tensor]
+
+
+@dataclass(frozen=True)
 class Fact:
     """One line of what a task says of itself before any training."""
 
@@ -66,8 +99,8 @@ class Fact:
 class Task:
     """Data, its truth, and how a prediction is scored.  All sizes a model needs stand here."""
 
-    # of: items, vectors, item rank 2, image, noisy image, sequence, ids, source, classes, real, and what real values
-    # allow: binary, counts, positive
+    # of: items, vectors, item rank 2, image, noisy image, sequence, ids, source, words, classes, real, and what those allow:
+    # binary, counts, positive
     gives: frozenset[str] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()  # causal, where a future must not be seen
     fitted: ClassVar[bool] = False  # features get their meaning from the data that was read (scales, vocabulary)
@@ -133,6 +166,14 @@ class Task:
         ``predict`` gives the model's prediction for a batch's x; the rest is drawn from ``seed``.
         """
         return {}
+
+    def answers(self, write: Write, split: str) -> Answers:
+        """What a trained model says to a split in words; nothing for a task whose answers are none."""
+        return Answers()
+
+    def say(self, write: Write, source: Tensor) -> list[str]:
+        """What a trained model says in words to each of ``new_rows`` (B, source), where these are given and no more."""
+        raise NotImplementedError
 
     def grid(self) -> Tensor | None:
         """Points (M, D) to draw a fit or decision regions over, where D is 1 or 2."""

@@ -69,8 +69,8 @@ def test_no_question_is_in_two_parts(tasks, name):
 @pytest.mark.parametrize("name", ["modular", "copy", "instructions"])
 def test_chance_is_the_unigram_of_the_answers(tasks, name):
     task = tasks[name]
-    count = task.answers("train").bincount(minlength=task.out).double() + 1
-    target = task.answers("test")
+    count = task.scored("train").bincount(minlength=task.out).double() + 1
+    target = task.scored("test")
     assert task.chance("test")["nll"] == pytest.approx(-(count / count.sum()).log()[target].mean().item())
     assert {fact.name for fact in task.facts()} >= {"answers", "chance on test"}
 
