@@ -17,7 +17,7 @@ from moecli.replicate import bench, ensemble
 from moecli.replicate.bench import Outcome, Quantity
 
 ROOT = Path(__file__).resolve().parents[1]
-HOW_MANY = {"classical": 16, "routing of language": 12}
+HOW_MANY = {"classical": 16, "routing of language": 12, "translation": 3, "instructions": 1}
 NO_CLAIMS = ("__init__", "bench")
 FILES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 EXPERIMENTS = [name for name in FILES if not name.startswith("size_")]  # those claim nothing: tests/models/test_size.py
@@ -36,7 +36,18 @@ def own_images(folder: Path) -> Path:
     return folder / "own.npz"
 
 
-OWN_DATA = {"tinyshakespeare": own_text, "mnist": own_images}  # for claims that leave task.path to the user
+def own_pairs(folder: Path) -> Path:
+    for split, number in (("train", 60), ("val", 12), ("test", 12)):
+        for language, words in (("en", "one red fish"), ("de", "ein roter Fisch")):
+            (folder / f"{split}.{language}").write_text("".join(f"{words} {n}\n" for n in range(number)))
+    return folder
+
+
+OWN_DATA = {
+    "tinyshakespeare": own_text,
+    "mnist": own_images,
+    "multi30k": own_pairs,
+}  # for claims that leave task.path to the user
 
 
 def test_every_experiment_has_its_claim_and_every_claim_its_experiment():

@@ -1,0 +1,29 @@
+"""A mixture that translates texts of the user's beside its dense twin, at equal FLOPs a token and steps."""
+
+from __future__ import annotations
+
+from moecli.replicate.bench import Bench, Outcome, Quantity, lower, metric, nlls
+
+
+def replicate(bench: Bench) -> Outcome:
+    runs = bench.over_seeds({"mixture": (), "dense twin": ("model.twin=true",)}, 1)
+    mixture, twin = runs.values()
+    scores = {"BLEU": "test/bleu", "chrF": "test/chrf"}
+    return Outcome(
+        [
+            *nlls(runs),
+            *(
+                Quantity(f"test {name}, {system}", metric(found, score))
+                for name, score in scores.items()
+                for system, found in runs.items()
+            ),
+            Quantity("chance nll in nats", mixture[0].summary["chance"]["test/nll"]),
+            *(Quantity(f"FLOPs a token, {name}", float(found[0].summary["flops"])) for name, found in runs.items()),
+            *(
+                Quantity(f"parameters, {name}", float(found[0].summary["parameters"]["total"]))
+                for name, found in runs.items()
+            ),
+        ],
+        "the mixture has the lower test loss and the higher BLEU, with one seed",
+        lower(mixture, twin) and metric(mixture, "test/bleu") > metric(twin, "test/bleu"),
+    )
