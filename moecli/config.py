@@ -261,7 +261,7 @@ def compose(words: Sequence[str]) -> Composed:
         if word.key != "scale":
             _check_word(word, known, nested, chosen)
     fitting = {
-        k: v for k, v in {**advice, **smaller}.items() if k in registry() or k in known
+        k: v for k, v in {**advice, **smaller}.items() if k in registry() or k in known or _free(k)
     }  # for the parts that were chosen
     lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
     lines += [_line(word, nested, known) for word in user if word.key != "scale"]
@@ -315,6 +315,8 @@ def _drop(config: Config, key: str) -> None:
         node = node.get(step) if isinstance(node, dict) else None
     if isinstance(node, dict):
         node.pop(last, None)
+        if not node and len(path) > 1:  # nothing is left of an auxiliary term that was not chosen
+            _drop(config, ".".join(path))
 
 
 def _whole_layers(config: Config) -> Config:
@@ -572,7 +574,7 @@ def _check_word(word: Word, known: Mapping[str, Option], nested: Mapping[str, st
     key = word.key
     if key in nested or key in registry():
         return
-    if key.startswith(tuple(f"{free}." for free in FREE)):
+    if _free(key):
         _typed(word, Any)
         return
     group, _, option = key.partition(".")
@@ -584,6 +586,10 @@ def _check_word(word: Word, known: Mapping[str, Option], nested: Mapping[str, st
     own = [name for name in names if name.startswith(f"{group}.")] if option else []
     hint = _owners(key) or nearest(key, own) or nearest(key, [*names, *registry()]) or " See: moe ls"
     raise UsageError(f"{shown(key)} ({where}): no such key.{hint}")
+
+
+def _free(key: str) -> bool:
+    return key.startswith(tuple(f"{free}." for free in FREE))
 
 
 def _owners(key: str) -> str:

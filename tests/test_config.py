@@ -446,6 +446,26 @@ def test_an_experiment_comes_after_advice_and_before_the_user(plugin):
     assert "minee" in refused("experiment=minee") and "experiment=mine?" in refused("experiment=minee")
 
 
+def test_a_term_that_an_experiment_weighs_may_be_left_out(plugin):
+    weighed = "  - override /auxiliary: [switch_balance]\n  - _self_\nauxiliary:\n  switch_balance:\n    weight: 0.5\n"
+    plugin("experiment/mine.yaml", f"# @package _global_\n# Mine\ndefaults:\n{weighed}")
+    assert config.compose(["experiment=mine"]).config["auxiliary"]["switch_balance"]["weight"] == 0.5
+    assert config.compose(["experiment=mine", "auxiliary=[]"]).config["auxiliary"] == {}
+    assert list(config.compose(["experiment=mine", "auxiliary=[z_loss]"]).config["auxiliary"]) == ["z_loss"]
+
+
+def test_a_scale_may_change_one_layer(plugin):
+    layers = "model:\n  layers:\n    block3:\n      num_experts: 4\n"
+    scales = "scales:\n  smoke:\n    model.layers.block3.num_experts: 2\n"
+    plugin(
+        "experiment/mine.yaml",
+        f"# @package _global_\n# Mine\ndefaults:\n  - override /task: stdlib_text\n{layers}{scales}",
+    )
+    for scale, experts in (("full", 4), ("smoke", 2)):
+        found = config.compose(["experiment=mine", f"scale={scale}"]).config
+        assert found["model"]["layers"] == {"block3": {"num_experts": experts}}
+
+
 def test_what_task_and_router_recommend_applies_unless_it_is_set():
     checked = 0
     for group in ("task", "router"):
