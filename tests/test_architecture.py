@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "moecli"
 LINE = (
     "errors, types | plan, kernels | routing | gates, experts, families, heads | routers | mixture | losses | config | "
     "compatibility | parts | models | tasks | record | training | analysis | plots, report | run | "
-    "sweep, interop, replicate, diagnosis | testing | cli"
+    "sweep, interop, diagnosis | replicate | testing | cli"
 )
 ORDER = [rank.split(", ") for rank in LINE.split(" | ")]
 RANK = {name: number for number, rank in enumerate(ORDER) for name in rank}

@@ -17,7 +17,13 @@ from moecli.replicate import bench, ensemble
 from moecli.replicate.bench import Outcome, Quantity
 
 ROOT = Path(__file__).resolve().parents[1]
-HOW_MANY = {"classical": 16, "routing of language": 12, "translation": 3, "instructions": 1}
+HOW_MANY = {
+    "classical": 16,
+    "routing of language": 12,
+    "images and other routing": 9,
+    "translation": 3,
+    "instructions": 1,
+}
 NO_CLAIMS = ("__init__", "bench")
 FILES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 EXPERIMENTS = [name for name in FILES if not name.startswith("size_")]  # those claim nothing: tests/models/test_size.py
