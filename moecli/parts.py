@@ -29,6 +29,13 @@ class Parts:
                 raise UsageError(f"model.layers.{name}: no such mixture layer. This model has: {', '.join(names)}")
         return replace(self, overrides=overrides)
 
+    def mixtures(
+        self, names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]], **sizes: Any
+    ) -> dict[str, MixtureOfExperts]:
+        """All mixture layers of a model, in forward order; ``sizes`` are those of ``mixture``."""
+        own = self.named(names, overrides)
+        return {name: own.mixture(name, index, len(names), **sizes) for index, name in enumerate(names)}
+
     def mixture(
         self,
         name: str,

@@ -51,11 +51,10 @@ class Lstm(Model):
                 f"model.depth={depth}: a mixture stands between two LSTM layers. Set model.depth=2 or more"
             )
         names = [f"layer{index}" for index in places(every, depth - 1)]
-        parts = parts.named(names, self.overrides)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        sizes = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
-        built = {n: parts.mixture(n, i, len(names), **sizes, shared_mix=shared_mix) for i, n in enumerate(names)}
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
+        built = parts.mixtures(names, self.overrides, **sizes, shared_mix=shared_mix)
         self.feeds: Any = nn.ModuleDict(built)
         self.recurrent: Any = nn.ModuleDict(
             {f"layer{index}": nn.LSTM(dim, dim, batch_first=True) for index in range(depth)}

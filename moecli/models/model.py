@@ -69,3 +69,17 @@ class Model(nn.Module):
     def experts_alone(self, x: Tensor) -> Tensor | None:
         """What each expert would predict for x (N, D) by itself: (N, E, Y), where that has a meaning."""
         return None
+
+
+class Blocks(Model):
+    """A model of blocks by name, each with a feed-forward part ``feed`` that may be a mixture."""
+
+    blocks: Any
+
+    @property
+    def mixtures(self) -> dict[str, Layer]:
+        feeds = {name: block.feed for name, block in self.blocks.items()}
+        return {name: feed for name, feed in feeds.items() if isinstance(feed, MixtureOfExperts)}
+
+    def replace(self, name: str, layer: Layer) -> None:
+        self.blocks[name].feed = layer

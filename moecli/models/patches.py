@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from moecli.mixture import MixtureOfExperts
 from moecli.models.attention import Attention, dense
 from moecli.models.image import Pixels, cut, patch_side, position_names
-from moecli.models.model import Known, Layer, Model
+from moecli.models.model import Blocks, Known
 from moecli.models.places import places
 from moecli.parts import Parts
 from moecli.routing import Routing, Tokens
 from moecli.types import NonNegativeInt, PositiveInt
 
 
-class PatchModel(Model):
+class PatchModel(Blocks):
     """Base of models whose tokens are the T square patches of an image, each with a learned position.
 
     A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ..., or in those that ``every`` lists; the others have a
@@ -47,13 +47,13 @@ class PatchModel(Model):
         super().__init__(**options)
         names = [f"block{index}" for index in range(depth)]
         sparse = [names[index] for index in places(every, depth)]
-        parts = replace(parts.named(sparse, self.overrides), feature_names=())  # a token's features are no pixels
+        parts = replace(parts, feature_names=())  # a token's features are no pixels
         self.image, self.side = image, patch_side(image, patch)
         self.positions = position_names(image, self.side)
         self.embedding = nn.Linear(image.channels * self.side**2, dim)
         self.position = nn.Parameter(0.02 * torch.randn(len(self.positions), dim))
         sizes: dict[str, Any] = {"dim": dim, "out": dim, "shared": shared, "shared_hidden": shared_hidden}
-        feeds = {n: parts.mixture(n, i, len(sparse), **sizes, shared_mix=shared_mix) for i, n in enumerate(sparse)}
+        feeds = parts.mixtures(sparse, self.overrides, **sizes, shared_mix=shared_mix)
         # a dense layer is drawn also where a mixture takes its place: what a seed gives to the blocks behind stays
         drawn = {name: feeds.get(name, dense("gelu", dim, hidden or 4 * dim)) for name in names}
         self.blocks: Any = nn.ModuleDict({name: type(self).block(dim, heads, feed) for name, feed in drawn.items()})
@@ -76,14 +76,6 @@ class PatchModel(Model):
         position = torch.arange(len(self.positions), device=self.position.device).expand(batch, -1)
         numbered = {name: fact * len(self.positions) if name == "row" else fact for name, fact in (known or {}).items()}
         return {**numbered, "position": position}
-
-    @property
-    def mixtures(self) -> dict[str, Layer]:
-        feeds = {name: block.feed for name, block in self.blocks.items()}
-        return {name: feed for name, feed in feeds.items() if isinstance(feed, MixtureOfExperts)}
-
-    def replace(self, name: str, layer: Layer) -> None:
-        self.blocks[name].feed = layer
 
 
 def attention(dim: int, heads: int) -> Attention:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from moecli.mixture import MixtureOfExperts, Output
+from moecli.mixture import Output
 from moecli.models.attention import Attention, CrossAttention, KeysValues, dense, norm_of
-from moecli.models.model import Known, Layer, Model, Past
+from moecli.models.model import Blocks, Known, Past
 from moecli.models.places import places
 from moecli.models.relative import RelativePositions
 from moecli.models.sequences import Sequences, followed, present
@@ -22,7 +22,7 @@ Memory = dict[str, KeysValues]  # what each decoder block remembers of the sourc
 Routings = dict[str, Routing]
 
 
-class Seq2Seq(Model):
+class Seq2Seq(Blocks):
     """ids (B, source + T) -> logits or log-probabilities (B, T, V) (T5; Raffel et al., 2020).
 
     The encoder reads the first ``source`` ids, each place seeing all of them; the decoder reads the others from left to
@@ -59,11 +59,10 @@ class Seq2Seq(Model):
         super().__init__(**options)
         self.source = source
         names = [f"{side}{index}" for side in ("encoder", "decoder") for index in places(every, depth)]
-        parts = parts.named(names, self.overrides)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        sizes = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
-        built = {n: parts.mixture(n, i, len(names), **sizes, shared_mix=shared_mix) for i, n in enumerate(names)}
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
+        built = parts.mixtures(names, self.overrides, **sizes, shared_mix=shared_mix)
         normed = partial(norm_of, norm, dim, norm_eps)
         dense_feed = partial(dense, feed, dim, hidden or 4 * dim)
 
@@ -124,14 +123,6 @@ class Seq2Seq(Model):
     @property
     def blocks(self) -> dict[str, Block]:
         return {**dict(self.encoder.items()), **dict(self.decoder.items())}
-
-    @property
-    def mixtures(self) -> dict[str, Layer]:
-        feeds = {name: block.feed for name, block in self.blocks.items()}
-        return {name: feed for name, feed in feeds.items() if isinstance(feed, MixtureOfExperts)}
-
-    def replace(self, name: str, layer: Layer) -> None:
-        self.blocks[name].feed = layer
 
     def reads(self, name: str) -> slice:
         return slice(0, self.source) if name in self.encoder else slice(self.source, None)

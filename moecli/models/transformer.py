@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from moecli.mixture import MixtureOfExperts, Output
+from moecli.mixture import Output
 from moecli.models.attention import Attention, KeysValues, dense, norm_of
 from moecli.models.latent import LatentAttention, refuse_idle
-from moecli.models.model import Known, Layer, Model, Past
+from moecli.models.model import Blocks, Known, Past
 from moecli.models.places import places
 from moecli.models.sequences import Sequences, followed
 from moecli.parts import Parts
@@ -18,7 +18,7 @@ from moecli.routing import Routing
 from moecli.types import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 
-class Transformer(Model):
+class Transformer(Blocks):
     """ids (B, T) -> logits or log-probabilities (B, T, V): pre-norm blocks, rotary positions, a norm, a head.
 
     A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ..., or in those that ``every`` lists; the others have a
@@ -58,11 +58,10 @@ class Transformer(Model):
         super().__init__(**options)
         self.source = source
         names = [f"block{index}" for index in places(every, depth)]
-        parts = parts.named(names, self.overrides)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        sizes = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
-        built = {n: parts.mixture(n, i, len(names), **sizes, shared_mix=shared_mix) for i, n in enumerate(names)}
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
+        built = parts.mixtures(names, self.overrides, **sizes, shared_mix=shared_mix)
         normed = partial(norm_of, norm, eps=norm_eps)
         refuse_idle(
             attention,
@@ -112,14 +111,6 @@ class Transformer(Model):
             if routing is not None:
                 routings[name] = routing
         return state, routings, Past(before.length + x.shape[1], kept, here)
-
-    @property
-    def mixtures(self) -> dict[str, Layer]:
-        feeds = {name: block.feed for name, block in self.blocks.items()}
-        return {name: feed for name, feed in feeds.items() if isinstance(feed, MixtureOfExperts)}
-
-    def replace(self, name: str, layer: Layer) -> None:
-        self.blocks[name].feed = layer
 
 
 class Block(nn.Module):
