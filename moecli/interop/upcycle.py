@@ -22,7 +22,6 @@ from moecli.experts.feed_forward import FeedForward
 from moecli.interop.dense import as_expert, as_layer, dense_layers, kind_of
 from moecli.mixture import Alone, Mixture
 from moecli.models.model import Model
-from moecli.models.size import sample
 from moecli.record import checkpoint
 from moecli.record.checkpoint import Saved
 from moecli.record.folder import Run, to_json, write_whole
@@ -30,7 +29,7 @@ from moecli.routing import Router
 from moecli.run import Built, Loaded, Place, assemble, load, shape, train_built
 from moecli.tasks.task import generator
 from moecli.training.evaluate import evaluate
-from moecli.training.gradient import Best, Job, Judge
+from moecli.training.gradient import Best, Job, Judge, prepare
 
 KEPT = 1e-5  # of the largest output: below it two models are one function, up to the rounding of float32
 COPIED = ("experts.", "family.")  # what a layer has once for each expert
@@ -90,9 +89,7 @@ def _check_dense(dense: Loaded) -> None:
 
 def _as_it_is(job: Job, saved: Saved | None) -> Best:
     """In place of a training: the evaluation and the checkpoint of step 0."""
-    first = job.task.train_batch(0, 128, job.seed).to(job.device)
-    for name, tokens in sample(job.model, first.x, first.known).items():
-        job.model.mixtures[name].router.prepare(tokens)
+    prepare(job, 128)
     judge = Judge(job)
     job.record.begin(0)
     judge.evaluate(0)

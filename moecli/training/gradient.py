@@ -105,6 +105,13 @@ class Gradient:
             return loop.best
 
 
+def prepare(job: Job, size: int) -> None:
+    """Let each router build its tables and starts from the tokens of the first ``size`` examples."""
+    first = job.task.train_batch(0, size, job.seed).to(job.device)
+    for name, tokens in sample(job.model, first.x, first.known).items():
+        job.model.mixtures[name].router.prepare(tokens)
+
+
 class Judge:
     """Evaluates on the validation split, saves, and remembers which step was best."""
 
@@ -175,7 +182,7 @@ class _Loop(Judge):
         if saved is not None:
             self._go_on(saved)
         elif not job.prepared:
-            self._prepare()
+            prepare(job, plan.batch_size)
 
     def _go_on(self, saved: Saved) -> None:
         """Everything as it was when the checkpoint was written."""
@@ -208,11 +215,6 @@ class _Loop(Judge):
         size = sum(file.stat().st_size for file in (folder / "checkpoints" / f"step-{step:08d}").iterdir())
         more = checkpoint.KEEP + 2 - len(checkpoint.steps(folder))
         require_room(folder, more * size, f"{more} checkpoints")
-
-    def _prepare(self) -> None:
-        first = self.job.task.train_batch(0, self.plan.batch_size, self.job.seed).to(self.job.device)
-        for name, tokens in sample(self.job.model, first.x, first.known).items():
-            self.routers[name].prepare(tokens)
 
     def train(self, step: int) -> None:
         job = self.job
