@@ -33,6 +33,7 @@ Config = dict[str, Any]
 REQUIRED = object()
 # Constructor arguments that the surrounding model fills in; no user sets them.
 CONTEXT = ("parts", "gate", "dim", "out", "num_experts", "layer", "num_layers", "vocab_size", "source", "image")
+OPEN = "???"  # the value of a key that the user must give
 FULL = "full"  # the scale of an experiment as its file says; its ``scales`` holds others
 FREE = ("model.layers",)  # keys below these are checked by the model, which knows its layers
 _plugins: list[Path] = []
@@ -266,7 +267,11 @@ def compose(words: Sequence[str]) -> Composed:
     lines = [_line(Word(key, text(value)), nested, known) for key, value in fitting.items()]
     lines += [_line(word, nested, known) for word in user if word.key != "scale"]
     config: Config = {"family": None, "auxiliary": {}} | _hydra(lines, " ".join(words))
-    taken = {word.key for word in user} | set(experiment)
+    given = {word.key for word in user}
+    for key, value in experiment.items():
+        if value == OPEN and key in known and key not in given:  # Hydra would keep the part's own default
+            raise _lacking(key)
+    taken = given | set(experiment)
     for key in set(experiment) - {*known, *registry()}:
         if key.split(".")[0] in taken:  # the user chose another part than the experiment, which has no such option
             _drop(config, key)
@@ -720,9 +725,13 @@ def _holds_part(value: Any) -> bool:
     return _is_part(value) or (isinstance(value, dict) and any(map(_holds_part, value.values())))
 
 
+def _lacking(key: str) -> UsageError:
+    return UsageError(f"{key}: a value is needed. Add {key}=...")
+
+
 def _value(key: str, value: Any, option: Option, where: str) -> Any:
-    if value == "???":
-        raise UsageError(f"{key}: a value is needed. Add {key}=...")
+    if value == OPEN:
+        raise _lacking(key)
     try:
         if isinstance(value, bool) and option.type is not bool and bool not in getattr(option.type, "__args__", ()):
             _adapter(option.type).validate_python(str(value))

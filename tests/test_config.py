@@ -712,3 +712,11 @@ def test_sizes_beyond_what_works_are_refused_in_words(word):
 def test_a_group_without_an_option_is_refused_in_our_words(words):
     with pytest.raises(UsageError, match="one family is needed"):
         config.compose(words)
+
+
+def test_what_an_experiment_leaves_open_is_asked_for_also_where_the_part_has_a_default():
+    assert config.compose(["task=translation"]).config["task"]["path"] is None
+    with pytest.raises(UsageError, match=r"^task\.path: a value is needed"):
+        config.compose(["experiment=multi30k"])
+    assert config.compose(["experiment=multi30k", "task.path=pairs"]).config["task"]["path"] == "pairs"
+    assert "path" not in config.compose(["experiment=multi30k", "task=random_tokens", "task.source=4"]).config["task"]

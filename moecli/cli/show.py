@@ -135,13 +135,13 @@ def _measures(paths: list[Path], json: bool) -> None:
 
 def _task(words: list[str]) -> None:
     from moecli.analysis.explain import part_lines
-    from moecli.config import compose, raw_node
+    from moecli.config import OPEN, compose, raw_node
     from moecli.report.terminal import visible
     from moecli.run import build_task
 
     for line in part_lines("task", words[0].partition("=")[2]):
         print(line)
-    missing = [key for key, value in raw_node("task", words[0].partition("=")[2]).items() if value == "???"]
+    missing = [key for key, value in raw_node("task", words[0].partition("=")[2]).items() if value == OPEN]
     if missing and len(words) == 1:
         needed = " ".join(f"task.{key}={key.upper()}" for key in missing)
         print(f"\n give its data to see what will be done with it: moe show {words[0]} {needed}")

@@ -21,7 +21,7 @@ from moecli import __version__
 from moecli.analysis import specialisation
 from moecli.analysis.explain import header
 from moecli.analysis.statistics import interval
-from moecli.config import FULL, Composed, Word, compose, conf_root, flatten, nearest, raw_node
+from moecli.config import FULL, OPEN, Composed, Word, compose, conf_root, flatten, nearest, raw_node
 from moecli.errors import ArtifactError, UsageError
 from moecli.record.folder import Run, read_lines, to_json, write_whole
 from moecli.record.trace import TraceReader
@@ -114,7 +114,7 @@ def said(name: str, field: str) -> str:
 
 def needed(name: str) -> list[str]:
     """What a claim on the user's own data must be told: keys that its experiment leaves open, such as ``task.path``."""
-    return [key for key, value in flatten(raw_node("experiment", name)) if value == "???"]
+    return [key for key, value in flatten(raw_node("experiment", name)) if value == OPEN]
 
 
 def deep(name: str) -> bool:
