@@ -16,7 +16,8 @@ from moecli.compatibility import build_small, small_router
 from moecli.config import Composed, compose, option_node, raw_node, registry
 from moecli.errors import UsageError
 from moecli.routing import Claims, Router
-from moecli.run import assemble
+from moecli.run import assemble, build_task
+from moecli.tasks.task import Task
 from moecli.testing import check_router, observe
 
 FILTERS = (
@@ -205,6 +206,7 @@ SETTINGS = {
     "model=diffusion (noise)": ["task=denoising", "model.dim=8", "model.depth=1", "model.every=1", "model.patch=4"],
 }
 
+TASKS: dict[str, Task] = {}
 FRAMES = ["task=speakers", "task.tokens=10", "model=layer", "model.head=false", "expert=tdnn", "num_experts=8"]
 
 
@@ -252,10 +254,18 @@ def test_a_part_may_be_chosen_after_composing(group, option):
     assert chosen(compose(words), group, option) == compose([*words, typed]) != compose(words)
 
 
+def task_of(whole: Composed) -> Task:
+    """Built once for all cells that have it."""
+    key = repr(whole.config["task"])
+    if key not in TASKS:
+        TASKS[key] = build_task(whole)
+    return TASKS[key]
+
+
 def attempt(whole: Composed) -> str | None:
     """None where the combination takes two training steps, else its one sentence."""
     try:
-        parts = assemble(whole)
+        parts = assemble(whole, task_of(whole))
     except UsageError as error:
         assert ": " in str(error) and ". " in str(error) and "\n" not in str(error), error
         return str(error)

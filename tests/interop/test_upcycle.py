@@ -271,6 +271,7 @@ def expanded(line: str) -> list[str]:
     return [path for word in shlex.split(line) for path in (sorted(glob.glob(word)) or [word])]
 
 
+@pytest.mark.slow
 def test_the_documents_commands_run_in_order(tmp_path, monkeypatch, capsys):
     verbs = ["train", "upcycle", "train", "train", "upcycle", "train"]
     assert [line.split()[1] for line in COMMANDS] == verbs
