@@ -926,9 +926,13 @@ def _runs_of(init: str | list[str] | None) -> list[Path]:
 def first_weights(built: Built, init: str | list[str]) -> dict[str, torch.Tensor]:
     """Of a run; of a list of runs their experts side by side, and what routes between them as it is.
 
-    Raises UsageError for a list where the model has weights that belong to neither.
+    Raises UsageError for a list where the model has weights that belong to neither, ArtifactError for a run of another
+    vocabulary.
     """
-    found = [best_weights(Run(run)) for run in _runs_of(init)]
+    runs = [Run(run) for run in _runs_of(init)]
+    for run in runs:
+        _refuse_other_symbols(built.task, run)
+    found = [best_weights(run) for run in runs]
     if isinstance(init, str):
         return found[0]
     own = built.model.state_dict()
@@ -943,6 +947,15 @@ def first_weights(built: Built, init: str | list[str]) -> dict[str, torch.Tensor
     if missing:
         raise ArtifactError(f"init={config.text(init)}: not every run has {missing[0]}. Name runs of the same experts")
     return own | {name: torch.cat([weights[name] for weights in found]) for name in joined}
+
+
+def _refuse_other_symbols(task: Task, run: Run) -> None:
+    own, theirs = list(getattr(task.kind, "symbols", ())), run.info.get("symbols")
+    if own and theirs and own != theirs:
+        raise ArtifactError(
+            f"init={run.path}: its vocabulary of {len(theirs)} symbols is not the {len(own)} of this task. "
+            "Read both in bytes (task.tokens=bytes), or by one tokenizer (task.tokens=PATH)"
+        )
 
 
 # -- read again -------------------------------------------------------------------------------

@@ -38,7 +38,18 @@ def test_a_run_on_a_text_goes_on_with_instructions(pretrained, tmp_path):
 def test_another_vocabulary_is_one_line(pretrained, tmp_path):
     with pytest.raises(MoeError) as caught:
         tuned(pretrained, "task.tokens=characters", runs=tmp_path)
-    assert "\n" not in str(caught.value) and "embedding" in str(caught.value)
+    assert "\n" not in str(caught.value) and "its vocabulary of 256 symbols is not the" in str(caught.value)
+
+
+def test_a_vocabulary_of_the_same_size_and_other_symbols_is_one_line(tmp_path):
+    words = []
+    for name in ("abcdef", "uvwxyz"):
+        (tmp_path / name).write_text(f"{name}\n" * 200)
+        words.append(["task=text", f"task.path={tmp_path / name}", "task.eval_windows=2", *SMALL, "task.context=16"])
+    run = moecli.train(*words[0], runs=tmp_path)
+    moecli.train(*words[0], f"init={run.path}", runs=tmp_path)
+    with pytest.raises(MoeError, match="its vocabulary of 8 symbols is not the 8 of this task"):
+        moecli.train(*words[1], f"init={run.path}", runs=tmp_path)
 
 
 @pytest.mark.parametrize("words", [["task=modular", "task.modulus=7"], ["task=copy", "task.sequences=40"]])
