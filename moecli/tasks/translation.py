@@ -7,7 +7,6 @@ one the end.  The tag names the language to translate into where there are sever
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,11 +143,6 @@ class Translation(Task):
         by_length = index[self.splits["train"].length[index].argsort(stable=True)]
         turn = torch.randperm(batches, generator=draw)[place]
         return self.batch("train", by_length.tensor_split(batches)[turn])
-
-    def batches(self, split: str, size: int) -> Iterator[Batch]:
-        """A split once, by length, so that a batch has little padding."""
-        for index in self.splits[split].length.argsort(stable=True).split(size):
-            yield self.batch(split, index)
 
     def batch(self, split: str, index: Tensor) -> Batch:
         """x (B, source + T) and target (B, T), where T is the longest of these targets."""

@@ -11,6 +11,8 @@ import torch
 
 from moecli.config import compose
 from moecli.errors import DataError, EnvironmentFailure, MoeError, UsageError
+from moecli.record.trace import TraceReader
+from moecli.report.page.examples import SIGNS, Inputs
 from moecli.run import Place, assemble, evaluate_loaded, load, predictions, train_built, writer
 from moecli.tasks.task import SPLITS
 from moecli.tasks.translation import BEGIN, END, Translation
@@ -216,6 +218,18 @@ def test_a_run_ends_with_its_answers_and_their_scores(trained):
         (e, g, "de") for e, g in zip(ENGLISH, GERMAN, strict=True)
     }
     assert len(rows) == 6 and [row["layer"] for row in trained.summary["layers"]] == ["encoder0", "decoder0"]
+
+
+def test_a_page_shows_each_token_in_its_own_pair(trained):
+    """The trace counts sequences in the order of evaluation, and the page reads the same number from the task."""
+    found, show = load(trained.path).task, Inputs().of(trained)
+    tokens = TraceReader(trained.path).tokens("decoder0", "test")
+    assert not isinstance(show, str) and len(tokens["id"]) > 20
+    for sequence, position, index in zip(tokens["sequence"], tokens["position"], tokens["id"], strict=True):
+        shown = show(int(sequence), int(position))
+        assert shown.mark == SIGNS.get(found.kind.symbols[index], found.kind.symbols[index])
+    ends = {sequence: position for sequence, position in zip(tokens["sequence"], tokens["position"], strict=True)}
+    assert len(ends) == 6 and all(show(int(sequence), int(end)).after == "" for sequence, end in ends.items())
 
 
 def test_eval_repeats_the_scores_and_shows_some_answers(trained, capsys):

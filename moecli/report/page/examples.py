@@ -103,7 +103,7 @@ def data_uri(kind: str, data: bytes) -> str:
 def _character(task: Task, number: int, position: int) -> Example:
     symbols = [SIGNS.get(symbol, symbol) for symbol in task.kind.symbols]  # type: ignore[attr-defined]
     ids = task.batch(SPLIT, torch.tensor([number])).x[0].tolist()
-    text = [symbols[i] for i in ids]
+    text = [symbols[i] if i >= 0 else "" for i in ids]  # padding is nothing to show
     before, after = text[max(0, position - AROUND) : position], text[position + 1 : position + 1 + AROUND]
     return Example(text[position], "".join(before), "".join(after))
 
