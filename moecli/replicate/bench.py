@@ -259,6 +259,21 @@ def nlls(systems: Mapping[str, Sequence[Run]], paper: Mapping[str, float] | None
     ]
 
 
+def means(what: str, systems: Mapping[str, Sequence[Run]], name: str) -> list[Quantity]:
+    """Each system's mean of a metric."""
+    return [Quantity(f"{what}, {system}", metric(runs, name)) for system, runs in systems.items()]
+
+
+def flops(of: str, systems: Mapping[str, Sequence[Run]]) -> list[Quantity]:
+    """What each system costs, ``of`` being a token or an image."""
+    return [Quantity(f"FLOPs {of}, {name}", float(runs[0].summary["flops"])) for name, runs in systems.items()]
+
+
+def best(run: Run) -> float:
+    """The lowest validation loss of its evaluations."""
+    return float(curve(run, "nll", "valid")[1].min())
+
+
 def gap(a: Sequence[Run], b: Sequence[Run], name: str = "test/nll") -> str:
     """The metric of b over that of a, paired by seed, with its 95 % interval (Student's t)."""
     found = interval([metric(y, name) - metric(x, name) for x, y in zip(a, b, strict=True)])

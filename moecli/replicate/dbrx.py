@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import comb
 
-from moecli.replicate.bench import Bench, Outcome, Quantity, gap, lower, nlls
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, gap, lower, nlls
 
 
 def replicate(bench: Bench) -> Outcome:
@@ -18,7 +18,7 @@ def replicate(bench: Bench) -> Outcome:
             *nlls(runs),
             Quantity("gain over coarse experts in nats", gap(fine, coarse)),
             Quantity("times as many combinations of experts", comb(experts, k) / comb(experts // 2, k // 2), 65.0),
-            *(Quantity(f"FLOPs a token, {name}", float(found[0].summary["flops"])) for name, found in runs.items()),
+            *flops("a token", runs),
         ],
         "with every seed the fine-grained mixture has the lower test loss at the same parameters in its experts, in all "
         "and for a token",

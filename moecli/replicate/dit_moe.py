@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moecli.record.folder import Run
-from moecli.replicate.bench import Bench, Outcome, Quantity, gap, metric, told
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, gap, metric, told
 
 LABELS = {"place": "position", "step": "step", "class": "class"}
 SHARED, ROUTED = "two shared experts", "routed experts alone"
@@ -26,7 +26,7 @@ def replicate(bench: Bench) -> Outcome:
             *(Quantity(f"NMI of experts and {name}, above chance", value) for name, value in tells.items()),
             *(Quantity(f"test error of the noise, {name}", value) for name, value in error.items()),
             Quantity("gain in error by sharing", gap(runs[SHARED], runs[ROUTED], "test/mse")),
-            *(Quantity(f"FLOPs an image, {name}", found[0].summary["flops"]) for name, found in runs.items()),
+            *flops("an image", runs),
         ],
         "experts tell more of the place and of the step than of the class, in the mean over layers and seeds, and the mean "
         "error with shared experts is below that with routed ones alone",

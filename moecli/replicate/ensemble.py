@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moecli.replicate.bench import Bench, Outcome, Quantity, metric
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, metric
 
 
 def replicate(bench: Bench) -> Outcome:
@@ -19,7 +19,7 @@ def replicate(bench: Bench) -> Outcome:
         [
             *(Quantity(f"test rmse, {name}", value) for name, value in error.items()),
             Quantity("test rmse, mixture with a gate", mixture),
-            *(Quantity(f"FLOPs an example, {name}", found[0].summary["flops"]) for name, found in runs.items()),
+            *flops("an example", runs),
         ],
         "the mixture's error is below that of both ensembles",
         mixture < min(error.values()),

@@ -6,8 +6,7 @@ import numpy as np
 
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
-from moecli.replicate.bench import Bench, Outcome, Quantity, metric, nlls, of_layers, or_never, shown, steps_until
-from moecli.replicate.glam import best
+from moecli.replicate.bench import Bench, Outcome, Quantity, best, means, nlls, of_layers, or_never, shown, steps_until
 
 TWICE = 2.0  # times fewer steps
 
@@ -33,7 +32,7 @@ def replicate(bench: Bench) -> Outcome:
             Quantity("max / mean load on test, expert choice", of_layers(chosen, "max_over_mean"), 1.0),
             Quantity("max / mean load on test, top-2", of_layers(two, "max_over_mean")),
             *nlls(runs),
-            *(Quantity(f"test accuracy, {name}", metric(found, "test/accuracy")) for name, found in runs.items()),
+            *means("test accuracy", runs, "test/accuracy"),
             Quantity("patches that no expert takes", float((served == 0).mean())),
             Quantity("patches that more than two take", float((served > 2).mean())),
         ],

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moecli.record.folder import Run
-from moecli.replicate.bench import Bench, Outcome, Quantity, curve, gap, lower, nlls, or_never, steps_until
+from moecli.replicate.bench import Bench, Outcome, Quantity, best, flops, gap, lower, nlls, or_never, steps_until
 
 
 def replicate(bench: Bench) -> Outcome:
@@ -26,14 +25,8 @@ def replicate(bench: Bench) -> Outcome:
                 "share of the parameters at work for a token",
                 size["parameters"]["active"] / size["parameters"]["total"],
             ),
-            Quantity("FLOPs a token, mixture", float(size["flops"])),
-            Quantity("FLOPs a token, dense twin", float(twin[0].summary["flops"])),
+            *flops("a token", runs),
         ],
         "with every seed the mixture has the lower test loss, and the twin's best validation loss in fewer steps",
         lower(mixture, twin) and all(a < b for a, b in zip(reached, needed, strict=True)),
     )
-
-
-def best(run: Run) -> float:
-    """The lowest validation loss of its evaluations."""
-    return float(curve(run, "nll", "valid")[1].min())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moecli.replicate.bench import Bench, Outcome, Quantity, metric, nlls, told
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, metric, nlls, told
 
 TWICE = 2.0
 LABELS = ("class", "position")
@@ -10,7 +10,7 @@ LABELS = ("class", "position")
 
 def replicate(bench: Bench) -> Outcome:
     runs = bench.over_seeds({"mixture": (), "dense twin": ("model.twin=true",)}, 2)
-    mixture, twin = runs.values()
+    mixture = runs["mixture"]
     first, last = ({label: told(mixture, layer, label) for label in LABELS} for layer in (0, -1))
     accuracy = {name: metric(found, "test/accuracy") for name, found in runs.items()}
     return Outcome(
@@ -21,8 +21,7 @@ def replicate(bench: Bench) -> Outcome:
             Quantity("NMI of experts and position above chance, first mixture", first["position"]),
             Quantity("NMI of experts and position above chance, last mixture", last["position"]),
             *nlls(runs),
-            Quantity("FLOPs a patch, mixture", float(mixture[0].summary["flops"])),
-            Quantity("FLOPs a patch, dense twin", float(twin[0].summary["flops"])),
+            *flops("a patch", runs),
         ],
         f"the last mixture's experts tell at least {TWICE:g} times as much of the class as the first's, and the mixture is "
         "at least as accurate as its twin on average",

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from moecli.replicate.bench import Bench, Outcome, Quantity, lower, metric, nlls
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, lower, means, metric, nlls
 
 
 def replicate(bench: Bench) -> Outcome:
     runs = bench.over_seeds({"mixture": (), "dense twin": ("model.twin=true",)}, 1)
     mixture, twin = runs.values()
-    scores = {"BLEU": "test/bleu", "chrF": "test/chrf"}
     return Outcome(
         [
             *nlls(runs),
-            *(
-                Quantity(f"test {name}, {system}", metric(found, score))
-                for name, score in scores.items()
-                for system, found in runs.items()
-            ),
+            *means("test BLEU", runs, "test/bleu"),
+            *means("test chrF", runs, "test/chrf"),
             Quantity("chance nll in nats", mixture[0].summary["chance"]["test/nll"]),
-            *(Quantity(f"FLOPs a token, {name}", float(found[0].summary["flops"])) for name, found in runs.items()),
+            *flops("a token", runs),
             *(
                 Quantity(f"parameters, {name}", float(found[0].summary["parameters"]["total"]))
                 for name, found in runs.items()

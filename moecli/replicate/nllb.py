@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from moecli.record.folder import Run
-from moecli.replicate.bench import Bench, Outcome, Quantity, metric
+from moecli.replicate.bench import Bench, Outcome, Quantity, means
 from moecli.run import Loaded, load
 from moecli.training.evaluate import evaluate
 
@@ -22,28 +22,23 @@ SPLITS = ("train", "valid")
 def replicate(bench: Bench) -> Outcome:
     runs = bench.over_seeds(SYSTEMS, 1)
     found = {name: [by_resource(run) for run in each] for name, each in runs.items()}
-    gaps = {
-        name: float(np.mean([one["low"]["valid"] - one["low"]["train"] for one in each]))
-        for name, each in found.items()
-    }
-    rich = {
-        name: float(np.mean([one["high"]["valid"] - one["high"]["train"] for one in each]))
-        for name, each in found.items()
-    }
+    gaps, rich = ({name: mean_gap(each, which) for name, each in found.items()} for which in ("low", "high"))
     poor = {name: float(np.mean([one["low"]["valid"] for one in each])) for name, each in found.items()}
     return Outcome(
         [
             *(Quantity(f"validation over training, low-resource, nats, {name}", gap) for name, gap in gaps.items()),
             *(Quantity(f"validation over training, high-resource, nats, {name}", gap) for name, gap in rich.items()),
             *(Quantity(f"validation nll, low-resource, nats, {name}", nll) for name, nll in poor.items()),
-            *(
-                Quantity(f"test chrF, low-resource, {name}", metric(each, "test/chrf_low"))
-                for name, each in runs.items()
-            ),
+            *means("test chrF, low-resource", runs, "test/chrf_low"),
         ],
         "the gap is wider for low-resource languages than for high-resource ones, and both EOM and CMR narrow it there",
         gaps["vanilla"] > rich["vanilla"] and max(gaps["EOM"], gaps["CMR"]) < gaps["vanilla"],
     )
+
+
+def mean_gap(found: list[dict[str, dict[str, float]]], resource: str) -> float:
+    """The validation loss over that of training, mean over runs."""
+    return float(np.mean([one[resource]["valid"] - one[resource]["train"] for one in found]))
 
 
 def by_resource(run: Run) -> dict[str, dict[str, float]]:

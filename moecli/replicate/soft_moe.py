@@ -12,7 +12,7 @@ import numpy as np
 
 from moecli.record.folder import Run
 from moecli.record.trace import TraceReader
-from moecli.replicate.bench import Bench, Outcome, Quantity, gap, metric, nlls
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, gap, metric, nlls
 
 SLOTS, CHOSEN, CHOOSING = "slots", "a patch chooses one expert", "an expert chooses one patch"
 SYSTEMS = {
@@ -37,7 +37,7 @@ def replicate(bench: Bench) -> Outcome:
             ),
             *nlls(runs),
             *(Quantity(f"patches that no expert reads, {name}", share) for name, share in lost.items()),
-            *(Quantity(f"FLOPs an image, {name}", found[0].summary["flops"]) for name, found in runs.items()),
+            *flops("an image", runs),
         ],
         "slots are more accurate on test than either kind of choosing, in the mean over seeds, and leave no patch out",
         accuracy[SLOTS] > max(accuracy[name] for name in SPARSE) and lost[SLOTS] == 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moecli.replicate.bench import Bench, Outcome, Quantity, gap, lower, metric, nlls, of_layers
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, gap, lower, means, nlls, of_layers
 
 # The layer between is gone: experts that say nothing add the constant that a sigmoid makes of zero.
 DEEPER = ("model.depth=3", "router=dense", "gate=uniform", "auxiliary=[]", "expert=zero", "num_experts=1")
@@ -15,8 +15,8 @@ def replicate(bench: Bench) -> Outcome:
         [
             *nlls(runs),
             Quantity("gain over one LSTM layer more in nats", gap(mixture, deeper)),
-            *(Quantity(f"test chrF, {name}", metric(found, "test/chrf")) for name, found in runs.items()),
-            *(Quantity(f"FLOPs a time step, {name}", float(found[0].summary["flops"])) for name, found in runs.items()),
+            *means("test chrF", runs, "test/chrf"),
+            *flops("a time step", runs),
             Quantity(
                 "times as many parameters as with one LSTM layer more",
                 mixture[0].summary["parameters"]["total"] / deeper[0].summary["parameters"]["total"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moecli.replicate.bench import Bench, Outcome, Quantity, gap, lower, metric, nlls
+from moecli.replicate.bench import Bench, Outcome, Quantity, flops, gap, lower, means, nlls
 
 
 def replicate(bench: Bench) -> Outcome:
@@ -13,8 +13,8 @@ def replicate(bench: Bench) -> Outcome:
             *nlls(runs),
             Quantity("gain over the dense twin in nats", gap(mixture, twin)),
             Quantity("chance", mixture[0].summary["chance"]["test/nll"]),
-            *(Quantity(f"test accuracy, {name}", metric(found, "test/accuracy")) for name, found in runs.items()),
-            *(Quantity(f"FLOPs a token, {name}", float(found[0].summary["flops"])) for name, found in runs.items()),
+            *means("test accuracy", runs, "test/accuracy"),
+            *flops("a token", runs),
         ],
         "the mixture has the lower test loss with every seed",
         lower(mixture, twin),
