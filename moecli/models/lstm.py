@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from moecli.errors import UsageError
 from moecli.mixture import Output
-from moecli.models.model import Known, Layer, Model, Past
+from moecli.models.model import Known, Layer, Past, Words
 from moecli.models.places import places
 from moecli.models.sequences import Sequences
 from moecli.parts import Parts
@@ -18,7 +18,7 @@ from moecli.routing import Routing
 from moecli.types import NonNegativeInt, PositiveInt, Probability
 
 
-class Lstm(Model):
+class Lstm(Words):
     """ids (B, T) -> logits or log-probabilities (B, T, V): embedding, LSTM layers, mixtures, a head (Shazeer et al., 2017).
 
     Behind the first LSTM layer stands the mixture ``layer0``, and so on but for the last, as ``every`` says.  It serves
@@ -51,27 +51,23 @@ class Lstm(Model):
                 f"model.depth={depth}: a mixture stands between two LSTM layers. Set model.depth=2 or more"
             )
         names = [f"layer{index}" for index in places(every, depth - 1)]
-        self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
-        built = parts.mixtures(names, self.overrides, **sizes, shared_mix=shared_mix)
+        self.embed_words(vocab_size, dim)
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size}
+        built = parts.mixtures(names, self.overrides, **sizes, shared=shared, shared_mix=shared_mix)
         self.feeds: Any = nn.ModuleDict(built)
         self.recurrent: Any = nn.ModuleDict(
             {f"layer{index}": nn.LSTM(dim, dim, batch_first=True) for index in range(depth)}
         )
-        self.dropout, self.head = nn.Dropout(dropout), parts.head(dim, vocab_size)
-        self.output = None if tied or self.head.separate else nn.Linear(dim, vocab_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.answer_words(parts.head(dim, vocab_size), dim, vocab_size, tied)
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
         state, routings, _ = self._read(x, known, Past())
-        return Output(self._say(state[:, self.source :]), routings)
+        return Output(self.say(state[:, self.source :]), routings)
 
     def step(self, x: Tensor, known: Known = None, past: Past | None = None) -> tuple[Output, Past]:
         state, routings, kept = self._read(x, known, past or Past())
-        return Output(self._say(state), routings), kept
-
-    def _say(self, state: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
-        return self.head(state, (self.output or self.embedding).weight)
+        return Output(self.say(state), routings), kept
 
     def _read(self, x: Tensor, known: Known, before: Past) -> tuple[Tensor, dict[str, Routing], Past]:
         read = Sequences.of(x, known, before.length)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from moecli.errors import UsageError
+from moecli.heads.head import Head
 from moecli.mixture import MixtureDensity, MixtureOfExperts, Output
 
 Layer = MixtureOfExperts | MixtureDensity
@@ -83,3 +84,22 @@ class Blocks(Model):
 
     def replace(self, name: str, layer: Layer) -> None:
         self.blocks[name].feed = layer
+
+
+class Words(Model):
+    """A model of words: an embedding first, and last a head whose output matrix may be the embedding's.
+
+    Weights are drawn where they are asked for, so a model says when.
+    """
+
+    def embed_words(self, vocab_size: int, dim: int) -> None:
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+
+    def answer_words(self, head: Head, dim: int, vocab_size: int, tied: bool) -> None:
+        self.head = head
+        self.output = None if tied or head.separate else nn.Linear(dim, vocab_size, bias=False)
+
+    def say(self, state: Tensor) -> Tensor:
+        """Logits or log-probabilities of the next word: (..., D) -> (..., V)."""
+        return self.head(state, (self.output or self.embedding).weight)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from moecli.mixture import Output
 from moecli.models.attention import Attention, CrossAttention, KeysValues, dense, norm_of
-from moecli.models.model import Blocks, Known, Past
+from moecli.models.model import Blocks, Known, Past, Words
 from moecli.models.places import places
 from moecli.models.relative import RelativePositions
 from moecli.models.sequences import Sequences, followed, present
-from moecli.models.transformer import Block
+from moecli.models.transformer import Block, serve
 from moecli.parts import Parts
 from moecli.routing import Routing
 from moecli.types import NonNegativeInt, PositiveFloat, PositiveInt, Probability
@@ -22,7 +22,7 @@ Memory = dict[str, KeysValues]  # what each decoder block remembers of the sourc
 Routings = dict[str, Routing]
 
 
-class Seq2Seq(Blocks):
+class Seq2Seq(Words, Blocks):
     """ids (B, source + T) -> logits or log-probabilities (B, T, V) (T5; Raffel et al., 2020).
 
     The encoder reads the first ``source`` ids, each place seeing all of them; the decoder reads the others from left to
@@ -59,10 +59,9 @@ class Seq2Seq(Blocks):
         super().__init__(**options)
         self.source = source
         names = [f"{side}{index}" for side in ("encoder", "decoder") for index in places(every, depth)]
-        self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
-        built = parts.mixtures(names, self.overrides, **sizes, shared_mix=shared_mix)
+        self.embed_words(vocab_size, dim)
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size}
+        built = parts.mixtures(names, self.overrides, **sizes, shared=shared, shared_mix=shared_mix)
         normed = partial(norm_of, norm, dim, norm_eps)
         dense_feed = partial(dense, feed, dim, hidden or 4 * dim)
 
@@ -77,8 +76,7 @@ class Seq2Seq(Blocks):
         self.around = RelativePositions(dim, heads, False, buckets, distance)
         self.before = RelativePositions(dim, heads, True, buckets, distance)
         self.source_norm, self.norm, self.dropout = normed(), normed(), nn.Dropout(dropout)
-        self.head = parts.head(dim, vocab_size)
-        self.output = None if tied or self.head.separate else nn.Linear(dim, vocab_size, bias=False)
+        self.answer_words(parts.head(dim, vocab_size), dim, vocab_size, tied)
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
         return self._answer(x, known, None)[0]
@@ -94,8 +92,7 @@ class Seq2Seq(Blocks):
             past = Past(self.source, memory, present(x[:, : self.source]))
             x, known = x[:, self.source :], part_of(known, slice(self.source, None))
         state, decided, past = self._decode(x, known, past)
-        logits = self.head(self.norm(state), (self.output or self.embedding).weight)
-        return Output(logits, routings | decided), past
+        return Output(self.say(self.norm(state)), routings | decided), past
 
     def _encode(self, source: Tensor, known: Known) -> tuple[Memory, Routings]:
         read = Sequences.of(source, known)
@@ -103,7 +100,7 @@ class Seq2Seq(Blocks):
         routings: Routings = {}
         for name, block in self.encoder.items():
             state, _ = block.attend(state, None, read.here, bias)
-            state = _serve(name, block, state, read, routings)
+            state = serve(name, block, state, read, routings)
         state = self.dropout(self.source_norm(state))
         return {f"{name} source": block.cross.remember(state) for name, block in self.decoder.items()}, routings
 
@@ -117,7 +114,7 @@ class Seq2Seq(Blocks):
         for name, block in self.decoder.items():
             state, kept[name] = block.attend(state, past.kept.get(name), of_own, bias)
             state = block.ask(state, past.kept[f"{name} source"], of_source)
-            state = _serve(name, block, state, read, routings)
+            state = serve(name, block, state, read, routings)
         return state, routings, Past(past.length + x.shape[1], kept, here)
 
     @property
@@ -137,14 +134,6 @@ class Answering(Block):
 
     def ask(self, x: Tensor, source: KeysValues, here: Tensor | None) -> Tensor:  # (B, T, D) -> the same
         return x + self.dropout(self.cross(self.norm3(x), source, here))
-
-
-def _serve(name: str, block: Block, state: Tensor, read: Sequences, routings: Routings) -> Tensor:
-    """The block's feed-forward part; what its mixture decided joins ``routings``."""
-    state, routing = block.feed_forward(state, read, next(reversed(routings.values()), None))
-    if routing is not None:
-        routings[name] = routing
-    return state
 
 
 def part_of(known: Known, places: slice) -> Known:

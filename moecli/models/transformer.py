@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moecli.mixture import Output
 from moecli.models.attention import Attention, KeysValues, dense, norm_of
 from moecli.models.latent import LatentAttention, refuse_idle
-from moecli.models.model import Blocks, Known, Past
+from moecli.models.model import Blocks, Known, Past, Words
 from moecli.models.places import places
 from moecli.models.sequences import Sequences, followed
 from moecli.parts import Parts
@@ -18,7 +18,7 @@ from moecli.routing import Routing
 from moecli.types import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 
-class Transformer(Blocks):
+class Transformer(Words, Blocks):
     """ids (B, T) -> logits or log-probabilities (B, T, V): pre-norm blocks, rotary positions, a norm, a head.
 
     A mixture stands in blocks ``every`` - 1, 2 ``every`` - 1, ..., or in those that ``every`` lists; the others have a
@@ -58,10 +58,9 @@ class Transformer(Blocks):
         super().__init__(**options)
         self.source = source
         names = [f"block{index}" for index in places(every, depth)]
-        self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size, "shared": shared}
-        built = parts.mixtures(names, self.overrides, **sizes, shared_mix=shared_mix)
+        self.embed_words(vocab_size, dim)
+        sizes: dict[str, Any] = {"dim": dim, "out": dim, "vocab_size": vocab_size}
+        built = parts.mixtures(names, self.overrides, **sizes, shared=shared, shared_mix=shared_mix)
         normed = partial(norm_of, norm, eps=norm_eps)
         refuse_idle(
             attention,
@@ -82,19 +81,15 @@ class Transformer(Blocks):
 
         self.blocks: Any = nn.ModuleDict({name: block(name) for name in (f"block{index}" for index in range(depth))})
         self.norm, self.dropout = normed(dim), nn.Dropout(dropout)
-        self.head = parts.head(dim, vocab_size)
-        self.output = None if tied or self.head.separate else nn.Linear(dim, vocab_size, bias=False)
+        self.answer_words(parts.head(dim, vocab_size), dim, vocab_size, tied)
 
     def forward(self, x: Tensor, known: Known = None) -> Output:
         state, routings, _ = self._read(x, known)
-        return Output(self._say(state[:, self.source :]), routings)
+        return Output(self.say(self.norm(state[:, self.source :])), routings)
 
     def step(self, x: Tensor, known: Known = None, past: Past | None = None) -> tuple[Output, Past]:
         state, routings, kept = self._read(x, known, past or Past())
-        return Output(self._say(state), routings), kept
-
-    def _say(self, state: Tensor) -> Tensor:  # (B, T, D) -> (B, T, V)
-        return self.head(self.norm(state), (self.output or self.embedding).weight)
+        return Output(self.say(self.norm(state)), routings), kept
 
     def _read(self, x: Tensor, known: Known, past: Past | None = None) -> tuple[Tensor, dict[str, Routing], Past]:
         before = past or Past()
@@ -107,9 +102,7 @@ class Transformer(Blocks):
             state, seen = block.attend(state, before.kept.get(name), here)
             if past is not None:  # else nothing follows: the keys and values of a large batch may go, layer by layer
                 kept[name] = seen
-            state, routing = block.feed_forward(state, read, next(reversed(routings.values()), None))
-            if routing is not None:
-                routings[name] = routing
+            state = serve(name, block, state, read, routings)
         return state, routings, Past(before.length + x.shape[1], kept, here)
 
 
@@ -132,3 +125,11 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Routing | None]:  # (B, T, D) -> the same
         y, routing = read.serve(self.feed, self.norm2(x), previous)
         return x + self.dropout(y), routing
+
+
+def serve(name: str, block: Block, state: Tensor, read: Sequences, routings: dict[str, Routing]) -> Tensor:
+    """The block's feed-forward part; what its mixture decided joins ``routings``."""
+    state, routing = block.feed_forward(state, read, next(reversed(routings.values()), None))
+    if routing is not None:
+        routings[name] = routing
+    return state
