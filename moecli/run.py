@@ -30,7 +30,7 @@ from moecli.losses.objective import Objective
 from moecli.mixture import Mixture, MixtureDensity
 from moecli.models.generate import decode, generate, refuse_dependent
 from moecli.models.model import Model
-from moecli.models.size import Size, make_twin, measure, sample
+from moecli.models.size import Size, make_twin, measure, watched
 from moecli.models.weightless import META, Weightless, tell
 from moecli.parts import Parts
 from moecli.plan import Slots
@@ -1044,8 +1044,9 @@ def write_plans(loaded: Loaded, file: Path) -> None:
     number: dict[str, list[torch.Tensor]] = {name: [] for name in loaded.model.mixtures}
     weights: dict[str, list[torch.Tensor]] = {name: [] for name in number}
     for batch in (b.to(loaded.device) for split in SPLITS for b in loaded.task.batches(split, PREDICTED_AT_ONCE)):
-        routings = loaded.model(batch.x, batch.known).routings
-        for name, tokens in sample(loaded.model, batch.x, batch.known).items():
+        with watched(loaded.model) as seen:
+            routings = loaded.model(batch.x, batch.known).routings
+        for name, tokens in seen.items():
             number[name].append(tokens.known["row"] + tokens.position)
             weights[name].append(routings[name].plan.weights)
     write_arrays(file, _plan_tables(*([torch.cat(of[name]) for name in number] for of in (number, weights))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from moecli.diagnosis.question import Question
 from moecli.errors import UsageError
 from moecli.mixture import MixtureDensity, Output, together
 from moecli.models.model import Layer
-from moecli.models.size import sample
+from moecli.models.size import watched
 from moecli.plan import Slots
 from moecli.routing import Routing
 from moecli.run import Loaded
@@ -37,9 +38,8 @@ def explain(loaded: Loaded, asked: Question, at: int | None = None) -> Explanati
     text = "ids" in loaded.task.gives
     symbols = [loaded.task.kind.symbols[i] for i in asked.input.tolist()] if text else None  # type: ignore[attr-defined]
     places = _places(symbols, at)
-    with torch.no_grad():
+    with torch.no_grad(), watched(loaded.model) as tokens:
         output = _forward(loaded, asked)
-        tokens = sample(loaded.model, asked.x.to(loaded.device), _known(loaded, asked))
     single = len(places) == 1
     decisions = []
     for name, routing in output.routings.items():
@@ -49,8 +49,7 @@ def explain(loaded: Loaded, asked: Question, at: int | None = None) -> Explanati
                 continue  # another layer's: of the source or of the answer, or no token but padding
             parts = _parts(layer, routing, token, tokens[name].x)
             found = Decision(name, place, symbols[place] if symbols else None, parts)
-            changes = tuple(_changes(loaded, asked, found)) if single else ()
-            decisions.append(Decision(name, place, found.symbol, parts, changes))
+            decisions.append(replace(found, changes=tuple(_changes(loaded, asked, found))) if single else found)
     prediction = {} if text else _prediction(loaded, output, asked)
     return Explanation(str(loaded.run.path), asked.name, prediction, tuple(decisions), asked.notes)
 
@@ -82,7 +81,9 @@ def _served(routing: Routing, row: int, place: int) -> int | None:
 
 
 def _token(routing: Routing, row: int, place: int) -> int:
-    return int(((routing.example == row) & (routing.position == place)).nonzero()[0, 0])
+    token = _served(routing, row, place)
+    assert token is not None
+    return token
 
 
 def _prediction(loaded: Loaded, output: Output, asked: Question) -> dict[str, Any]:

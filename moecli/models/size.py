@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +62,24 @@ def measure(model: Model, x: Tensor, known: Known = None) -> Size:
 
 def sample(model: Model, x: Tensor, known: Known = None) -> dict[str, Tokens]:
     """The tokens that reach each mixture layer when the model reads x."""
+    with watched(model) as seen, torch.no_grad():
+        model(x, known)
+    return seen
+
+
+@contextmanager
+def watched(model: Model) -> Iterator[dict[str, Tokens]]:
+    """What is yielded holds the tokens that reached each mixture layer when the model was last called."""
     seen: dict[str, Tokens] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
         for name, layer in model.mixtures.items()
     ]
-    with torch.no_grad():
-        model(x, known)
-    for hook in hooks:
-        hook.remove()
-    return seen
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def roles(model: Model) -> dict[str, int]:
