@@ -135,15 +135,10 @@ def _origin(run: Run) -> tuple[str, str]:
     folder = run.path.absolute()
     sweep = folder.parents[2] if len(folder.parents) > 3 else folder
     try:
-        return _text(json.loads((sweep / "plan.json").read_text())["command"]), sweep.parent.name
+        command = json.loads((sweep / "plan.json").read_text())["command"]
     except (OSError, ValueError, KeyError, TypeError):  # no sweep, or a plan that moe sweep would not read either
-        return run.info["command"], folder.parent.name
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
+        command = None
+    return (command, sweep.parent.name) if isinstance(command, str) else (run.info["command"], folder.parent.name)
 
 
 def _machine(info: Mapping[str, Any]) -> tuple[str, ...]:
