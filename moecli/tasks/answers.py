@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import Tensor
 
 from moecli.tasks.kinds import Language
@@ -52,8 +51,7 @@ class Answers(Task):
 
     def chance(self, split: str) -> dict[str, float]:
         """The unigram of the training answers, each symbol counted once more so that none is impossible."""
-        train = torch.cat([self.scored("train"), torch.arange(self.out)])
-        return self.kind.chance(train, self.scored(split))
+        return self.kind.smooth_chance(self.scored("train"), self.scored(split))
 
     def facts(self) -> list[Fact]:
         sequences = ", ".join(f"{count} {split}" for split, count in self.sizes.items())

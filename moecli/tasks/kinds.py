@@ -242,6 +242,10 @@ class Language(Kind):
         correct = (target == log_share.argmax()).float()
         return self.summarise({"nll": -log_share[target], "correct": correct, "bytes": self._bytes(target)})
 
+    def smooth_chance(self, train: Tensor, target: Tensor) -> dict[str, float]:
+        """The same, each symbol counted once more so that none is impossible."""
+        return self.chance(torch.cat([train, torch.arange(self.out)]), target)
+
     def answer(self, prediction: Prediction) -> dict[str, list[Any]]:
         confidence, predicted = class_log_probs(prediction).flatten(0, 1).max(-1)
         return {"next": [self.symbols[c] for c in predicted.tolist()], "probability": confidence.exp().tolist()}

@@ -102,7 +102,7 @@ class SpanCorruption(Task):
         number = min(COUNTED, self.sizes["train"])
         train = self.batch("train", torch.arange(number) * self.sizes["train"] // number).target.flatten()
         target = self.batch(split, torch.arange(self.sizes[split])).target.flatten()
-        return self.kind.chance(torch.cat([train, torch.arange(self.out)]), target)
+        return self.kind.smooth_chance(train, target)
 
     def new_rows(self, file: Path) -> tuple[Tensor, dict[str, list[Any]]]:
         raise UsageError(

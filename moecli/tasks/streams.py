@@ -25,7 +25,7 @@ from torch import Tensor
 
 from moecli.errors import DataError
 from moecli.tasks.documents import Part, cache_folder, unwritable
-from moecli.tasks.task import SPLITS
+from moecli.tasks.task import SPLITS, spread
 from moecli.tasks.tokens import Encoding, restored
 
 AT_ONCE = 2**20  # tokens
@@ -103,9 +103,8 @@ def streams(ids: dict[str, Ids], context: int, eval_windows: int) -> dict[str, S
     found, first = dict[str, Stream](), 0
     for split, own in ids.items():
         num_windows = (len(own) - 1) // context
-        picked = num_windows if split == "train" else min(num_windows, eval_windows)
-        # the middle of each of ``picked`` equal stretches, so that every domain is covered
-        starts = (2 * torch.arange(picked) + 1) * num_windows // (2 * picked) * context
+        picked = num_windows if split == "train" else eval_windows
+        starts = spread(num_windows, picked) * context  # so that every domain is covered
         found[split] = Stream(own, first, num_windows, starts)
         first += len(own.ends)
     return found

@@ -75,8 +75,7 @@ class Answers:
 
     def some(self, number: int) -> list[Answer]:
         """At most so many, spread evenly."""
-        picked = min(number, len(self.said))
-        return [self.said[(2 * place + 1) * len(self.said) // (2 * picked)] for place in range(picked)]
+        return [self.said[place] for place in spread(len(self.said), number).tolist()]
 
     def table(self) -> str:
         """One answer a line, tabs between its parts, which hold none themselves."""
@@ -195,6 +194,12 @@ def order(size: int, step: int, batch: int, seed: int) -> Tensor:
 @lru_cache(maxsize=4)
 def _permutation(size: int, epoch: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, epoch))
+
+
+def spread(number: int, most: int) -> Tensor:
+    """At most so many of a number of things: the middle of each of as many equal stretches, int64."""
+    picked = min(number, most)
+    return (2 * torch.arange(picked) + 1) * number // max(2 * picked, 1)
 
 
 def generator(*key: int) -> torch.Generator:

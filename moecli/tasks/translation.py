@@ -18,12 +18,12 @@ from moecli.errors import DataError, UsageError
 from moecli.tasks.files import user_path
 from moecli.tasks.kinds import Language
 from moecli.tasks.records import HUB
-from moecli.tasks.task import SPLITS, Answer, Answers, Batch, Fact, Task, Write, generator, order
+from moecli.tasks.task import SPLITS, Answer, Answers, Batch, Fact, Task, Write, generator, order, spread
 from moecli.tasks.token_classes import class_label
 from moecli.tasks.tokens import encoding
 from moecli.tasks.translation_files import Pair, Parts, read_aligned, read_hub, read_lines, read_table
 from moecli.tasks.translation_names import read_names
-from moecli.tasks.translation_parts import Sentences, Sides, fingerprint, first_pairs, full, spread, three_parts
+from moecli.tasks.translation_parts import Sentences, Sides, fingerprint, first_pairs, full, three_parts
 from moecli.tasks.translation_scores import refuse_without_scores, scores, signature
 from moecli.types import PositiveInt, Seed, SeveralRows
 
@@ -97,7 +97,9 @@ class Translation(Task):
 
     def _adopt_sentences(self, parts: Parts) -> None:
         self.counts = {split: len(pairs) for split, pairs in parts.items()}
-        kept = {split: [pairs[i] for i in spread(len(pairs), self.eval_pairs)] for split, pairs in parts.items()}
+        kept = {
+            split: [pairs[i] for i in spread(len(pairs), self.eval_pairs).tolist()] for split, pairs in parts.items()
+        }
         kept["train"] = [pair for pair in parts["train"] if self._fits(pair)]
         if not kept["train"]:
             why = f"every pair has more than {self.max_length} tokens on one side"
@@ -163,14 +165,14 @@ class Translation(Task):
     def chance(self, split: str) -> dict[str, float]:
         """The unigram of the training targets, each symbol counted once more so that none is impossible."""
         train, target = (part.target[part.target >= 0].long() for part in (self.splits["train"], self.splits[split]))
-        return self.kind.chance(torch.cat([train, torch.arange(self.out)]), target)
+        return self.kind.smooth_chance(train, target)
 
     # -- in words -----------------------------------------------------------------------------
 
     def answers(self, write: Write, split: str) -> Answers:
         """Greedy translations of at most ``eval_pairs`` pairs of a split, and how good they are."""
         part, picked = self.splits[split], spread(self.sizes[split], self.eval_pairs)
-        pairs = [part.pairs[index] for index in picked]
+        pairs = [part.pairs[index] for index in picked.tolist()]
         said = [
             Answer(pair.source, answer, pair.target, pair.language)
             for pair, answer in zip(pairs, self.say(write, part.source[picked]), strict=True)

@@ -89,12 +89,6 @@ def first_pairs(pairs: list[Pair], most: int | None) -> list[Pair]:
     return kept
 
 
-def spread(number: int, most: int) -> list[int]:
-    """At most so many of a number of things: the middle of each of ``most`` equal stretches."""
-    picked = min(number, most)
-    return [(2 * place + 1) * number // (2 * picked) for place in range(picked)]
-
-
 def fingerprint(parts: Parts, encoding: Encoding) -> str:
     """SHA-256 over the texts, their languages and their split, and what each id stands for."""
     digest = hashlib.sha256(encoding.identity.encode())
