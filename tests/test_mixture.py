@@ -18,12 +18,13 @@ from moecli.analysis.matrix import gate_refusal
 from moecli.compatibility import SMALL, build_small
 from moecli.config import build, option_node, registry
 from moecli.experts.distinct import Distinct
-from moecli.experts.feed_forward import GATED, FeedForward
+from moecli.experts.feed_forward import FeedForward
 from moecli.experts.linear import Linear
 from moecli.families.categorical import Categorical
 from moecli.families.gaussian import Gaussian
 from moecli.gates.linear import Linear as LinearGate
 from moecli.gates.tree import Tree
+from moecli.kernels.activations import ACTIVATIONS
 from moecli.mixture import Alone, MixtureDensity, MixtureOfExperts, Shared
 from moecli.plan import Dense, Sparse
 from moecli.routing import Tokens
@@ -108,7 +109,7 @@ def test_gradcheck_of_experts(name, ragged):
 @pytest.mark.parametrize("output", [True, False])
 def test_stacked_experts_equal_distinct_ones(activation, output):
     """The stacked kernels against one module per expert: outputs and every gradient."""
-    if activation in GATED and not output:
+    if ACTIVATIONS[activation].gated and not output:
         pytest.skip("refused: a gated product is made to be projected")
     stacked = FeedForward(DIM, 3, EXPERTS, hidden=5, activation=activation, output=output).double()
     single = Distinct(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
@@ -11,24 +10,15 @@ from torch import Tensor
 from moecli.errors import UsageError
 from moecli.experts.experts import Experts
 from moecli.experts.linear import Linear
-from moecli.plan import Groups
+from moecli.experts.matrices import MatrixExperts
+from moecli.kernels.activations import ACTIVATIONS
+from moecli.plan import Dense, Groups, Plan
 from moecli.types import PositiveInt, Probability
 
-
-def swiglu(up: Tensor, gate: Tensor) -> Tensor:
-    return F.silu(up) * gate
+Name = Literal["relu", "gelu", "swiglu", "clamped_swiglu"]
 
 
-def clamped_swiglu(up: Tensor, gate: Tensor, limit: float = 7.0, slope: float = 1.702) -> Tensor:
-    up, gate = up.clamp(max=limit), gate.clamp(-limit, limit)
-    return up * (slope * up).sigmoid() * (gate + 1)
-
-
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"swiglu": swiglu, "clamped_swiglu": clamped_swiglu}
-
-
-class FeedForward(Experts):
+class FeedForward(MatrixExperts):
     """f_e(x) = act(x U_e) V_e, or (silu(x U_e) * (x G_e)) V_e for SwiGLU (Shazeer, 2020).
 
     ``clamped_swiglu`` keeps u = x U_e below 7 and g = x G_e within 7 of zero, and is
@@ -44,32 +34,52 @@ class FeedForward(Experts):
         out: int,
         num_experts: int,
         hidden: PositiveInt = 128,
-        activation: Literal["relu", "gelu", "swiglu", "clamped_swiglu"] = "relu",
+        activation: Name = "relu",
         output: bool = True,
         bias: bool = True,
         dropout: Probability = 0.0,
     ):
         super().__init__()
-        if activation in GATED and not output:
+        gated = ACTIVATIONS[activation].gated
+        if gated and not output:
             raise UsageError(
                 f"expert.activation={activation} with expert.output=false: a gated product is made to be projected. "
                 "Set expert.output=true, or expert.activation=relu"
             )
         hidden = hidden if output else out
-        self.num_experts, self.activation, self.bias, self.dropout = num_experts, activation, bias, dropout
+        self.num_experts, self.bias, self.dropout = num_experts, bias, dropout
+        self.activation: Name = activation
         self.up = Linear(dim, hidden, num_experts, bias)
-        self.gate = Linear(dim, hidden, num_experts, bias) if activation in GATED else None
+        self.gate = Linear(dim, hidden, num_experts, bias) if gated else None
         self.down = Linear(hidden, out, num_experts, bias) if output else None
 
     def forward(self, rows: Tensor, groups: Groups) -> Tensor:  # (R, D) -> (R, Y)
-        hidden = self._activated(self.up(rows, groups), rows, groups)  # (R, F)
-        hidden = F.dropout(hidden, self.dropout, self.training)
+        return self._answer([part(rows, groups) for part in self._inward], groups)
+
+    @property
+    def _inward(self) -> list[Linear]:
+        """What reads x."""
+        return [self.up] if self.gate is None else [self.up, self.gate]
+
+    def _answer(self, before: list[Tensor], groups: Groups) -> Tensor:  # (R, F) each -> (R, Y)
+        hidden = F.dropout(ACTIVATIONS[self.activation].value(*before), self.dropout, self.training)
         return hidden if self.down is None else self.down(hidden, groups)
 
-    def _activated(self, up: Tensor, rows: Tensor, groups: Groups) -> Tensor:  # (R, F), (R, D) -> (R, F)
-        if self.gate is None:
-            return PLAIN[self.activation](up)
-        return GATED[self.activation](up, self.gate(rows, groups))
+    def matrices(self) -> list[str | None]:
+        parts = {"up": self.up, "gate": self.gate, "down": self.down}
+        weights = [None if part is None else f"{name}.weight" for name, part in parts.items()]
+        biases = [None if part is None or part.bias is None else f"{name}.bias" for name, part in parts.items()]
+        return [name for pair in zip(weights, biases, strict=True) for name in pair]
+
+    @property
+    def idle_units(self) -> bool:
+        return self.training and self.dropout > 0
+
+    def rows(self, plan: Plan, x: Tensor) -> Tensor:  # (N, D) -> (R, Y)
+        """Where all rows go to all experts, each reads x itself and no copy of it."""
+        if not isinstance(plan, Dense):
+            return super().rows(plan, x)
+        return self._answer([part.of_all(x) for part in self._inward], plan.groups)
 
     def flops(self) -> int:
         return sum(part.flops() for part in self.children() if isinstance(part, Linear))

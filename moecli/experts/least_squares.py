@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moecli.kernels import products
+from moecli.kernels.algebra import products
 
 RIDGES = (1e-10, 1e-6, 1e-2)  # of the scaled Gram matrix; the next one where the factorisation breaks down
 AT_ONCE = 2**20  # numbers of the table of products; a larger one leaves the cache

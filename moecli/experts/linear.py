@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moecli.experts.experts import Experts, affordable
 from moecli.experts.least_squares import Normal, normal_equations
+from moecli.experts.matrices import MatrixExperts
 from moecli.plan import Dense, Groups, Plan
 
 
@@ -17,7 +18,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     return torch.cat([r @ w for r, w in zip(groups.split(rows), weight.unbind(), strict=True)])
 
 
-class Linear(Experts):
+class Linear(MatrixExperts):
     """f_e(x) = x W_e + b_e; initialised like ``torch.nn.Linear``, each expert apart."""
 
     gives = frozenset({"expert fit", "linear experts"})
@@ -29,9 +30,18 @@ class Linear(Experts):
         self.weight = nn.Parameter(torch.empty(num_experts, dim, out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(num_experts, out).uniform_(-bound, bound)) if bias else None
 
+    def matrices(self) -> list[str | None]:
+        return ["weight", None if self.bias is None else "bias", None, None, None, None]
+
     def forward(self, rows: Tensor, groups: Groups) -> Tensor:  # (R, D) -> (R, Y)
         y = grouped_linear(rows, self.weight.to(rows.dtype), groups)
         return y if self.bias is None else y + groups.spread(self.bias.to(rows.dtype), len(rows))
+
+    def of_all(self, x: Tensor) -> Tensor:  # (N, D) -> (E N, Y)
+        """What every expert says of every row, from x as it lies."""
+        wide, weight = x.expand(self.num_experts, *x.shape), self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)[:, None]
+        return (torch.bmm(wide, weight) if bias is None else torch.baddbmm(bias, wide, weight)).flatten(0, 1)
 
     def rows(self, plan: Plan, x: Tensor) -> Tensor:  # (N, D) -> (R, Y)
         """Where all rows go to all experts, one product with all weights, and no copy of x for each."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moecli.kernels import descend
+from moecli.kernels.algebra import descend
 
 
 class Gate(nn.Module):

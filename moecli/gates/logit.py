@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moecli.kernels import products
+from moecli.kernels.algebra import products
 
 PRIOR = 1e-10  # ridge on standardised coefficients, per unit of responsibility: separable log-odds stop near 20
 CHUNK = 2**17  # numbers in a chunk's widest table

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moecli.experts.experts import Experts
 from moecli.families.family import Family
 from moecli.heads.head import Head
+from moecli.kernels.choose import using
 from moecli.mixture import Shared
 from moecli.models.attention import Attention, CrossAttention
 from moecli.models.model import Known, Layer, Model
@@ -121,8 +122,12 @@ def layer_flops(layer: Layer, tokens: Tokens) -> float:
 
 
 def _counted(module: nn.Module, *arguments: Any) -> int:
-    # fused attention hides its products from the counter on a CPU; the plain one shows them
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=RECURRENT) as counter:
+    # fused attention hides its products from the counter on a CPU, and kernels pad; the plain ones do neither
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        using("loop"),
+        FlopCounterMode(display=False, custom_mapping=RECURRENT) as counter,
+    ):
         module(*arguments)
     return counter.get_total_flops()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moecli.families.family import Statistics
-from moecli.kernels import descend
+from moecli.kernels.algebra import descend
 from moecli.mixture import MixtureDensity
 from moecli.training.evidence import locations, pieces
 
