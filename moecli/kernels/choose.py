@@ -25,6 +25,7 @@ KERNELS = {
 ALIGNED = 16  # bytes that grouped_mm wants rows to begin at a multiple of
 FEW = 128  # rows of a group, on average, below which the calls for each expert cost more than they save
 CACHE = 2**20  # hidden units of all rows that still fit into the cache
+SMALL = 2**15  # numbers of a matrix so small that its calls cost more than padding
 UNEVEN = 2  # largest group, as a multiple of the average one, that is still worth padding to
 _forced: ContextVar[str | None] = ContextVar("kernel", default=None)
 
@@ -59,8 +60,8 @@ def _best(plan: Any, x: Tensor, widths: tuple[int, ...]) -> str:
     if x.device.type != "cpu":
         return "grouped" if can_group(x, widths) else "each" if x.is_cuda else "loop"
     if x.dtype == torch.bfloat16:
-        largest = int(plan.groups.counts.max())
-        return "padded" if units < 2 * CACHE and largest * plan.num_experts <= UNEVEN * rows else "each"
+        even = int(plan.groups.counts.max()) * plan.num_experts <= UNEVEN * rows
+        return "padded" if even and (units < 2 * CACHE or widths[0] * widths[1] <= SMALL) else "each"
     if units >= CACHE and rows >= FEW * plan.num_experts:
         return "each"
     return "grouped" if can_group(x, widths) else "loop"

@@ -12,6 +12,7 @@ from torch import Tensor
 from moecli.experts.feed_forward import FeedForward
 from moecli.experts.linear import Linear
 from moecli.experts.matrices import MatrixExperts
+from moecli.kernels import matmul
 from moecli.kernels.choose import KERNELS, using
 from moecli.plan import Dense, Sparse
 
@@ -102,6 +103,21 @@ def test_float32_stays_exact_and_bfloat16_near(kernel, dtype, exact):
         plan = ragged(groups)
         wanted = derivatives(experts("swiglu"), plan, "loop")
         assert distance(derivatives(experts("swiglu", dtype=dtype), plan, kernel), wanted) < exact, groups
+
+
+@pytest.mark.skipif(not matmul._is_exact(), reason="this build of torch has no exact oneDNN product")
+@pytest.mark.parametrize("groups", GROUPS)
+def test_oneDNN_multiplies_as_exactly(groups, monkeypatch):
+    calls = []
+    linear = matmul._linear
+    monkeypatch.setattr(matmul, "onednn_from", lambda: 0)  # as on a processor where it is always the faster one
+    monkeypatch.setattr(matmul, "WIDE", 1)
+    monkeypatch.setattr(matmul, "_linear", lambda *given: calls.append(given) or linear(*given))
+    plan = ragged(groups)
+    for kind, bias in product(KINDS, (True, False)):
+        wanted = derivatives(experts(kind, bias), plan, "loop")
+        assert distance(derivatives(experts(kind, bias, torch.float32), plan, "each"), wanted) < 2e-5, (kind, bias)
+    assert calls
 
 
 @pytest.mark.parametrize("kernel", ["padded", "each"])

@@ -1,0 +1,95 @@
+"""The rule reads shapes, device and dtype alone, and a kernel can be asked for by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moecli.errors import UsageError
+from moecli.experts.feed_forward import FeedForward
+from moecli.kernels import choose, fused, matmul
+from moecli.kernels.choose import can_group, chosen, using
+from moecli.plan import Sparse
+
+
+def plan(tokens: int, experts: int, k: int = 2) -> Sparse:
+    expert = (torch.arange(tokens)[:, None] + torch.arange(k)) % experts
+    return Sparse.from_choices(expert, torch.zeros(expert.shape), experts)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "dtype", "widths", "kernel"),
+    [
+        (1024, 8, torch.float32, (128, 512, 128), "each"),
+        (1024, 64, torch.float32, (128, 512, 128), "grouped"),
+        (128, 8, torch.float32, (7, 64, 3), "loop"),
+        (128, 8, torch.float64, (64, 128, 64), "loop"),
+        (1024, 8, torch.float64, (128, 512, 128), "each"),
+        (1024, 64, torch.bfloat16, (128, 512, 128), "padded"),
+        (1024, 8, torch.bfloat16, (512, 2048, 512), "each"),
+    ],
+)
+def test_the_rule(tokens, experts, dtype, widths, kernel, monkeypatch):
+    x = torch.zeros(tokens, widths[0], dtype=dtype)
+    assert chosen(plan(tokens, experts), x, widths) == kernel
+    if kernel == "grouped":  # torch before 2.10 has none
+        monkeypatch.delattr(choose.F, "grouped_mm")
+        assert chosen(plan(tokens, experts), x, widths) == "loop"
+
+
+def test_groups_too_uneven_are_not_padded():
+    x, widths = torch.zeros(512, 64, dtype=torch.bfloat16), (64, 128, 64)
+    assert chosen(plan(512, 8), x, widths) == "padded"
+    to_one = replace(plan(512, 8, 1), expert=torch.zeros(512, dtype=torch.int64))
+    assert chosen(to_one, x, widths) == "each"
+
+
+def test_a_forced_kernel_is_obeyed_inside_and_forgotten_outside(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fused, "apply", lambda work, x, *_: seen.append(len(work.layout.stretches)) or x)
+    experts, x = FeedForward(8, 8, 4, 16), torch.zeros(6, 8)
+    for kernel in ("each", "padded", "grouped"):
+        with using(kernel):
+            experts.blend(plan(6, 4), x)
+    assert seen == [4, 1, 1]
+    assert chosen(plan(6, 4), x, (8, 16, 8)) == "grouped"
+
+
+def test_what_grouped_mm_cannot_do_is_refused_in_words():
+    for dtype, widths in ((torch.float64, (64, 64, 64)), (torch.float32, (6, 64, 64))):
+        x = torch.zeros(9, widths[0], dtype=dtype)
+        assert not can_group(x, widths)
+        with using("grouped"), pytest.raises(UsageError, match="multiples of 16 bytes"):
+            chosen(plan(9, 3), x, widths)
+
+
+def test_experts_whose_units_drop_out_are_served_by_the_loop(monkeypatch):
+    monkeypatch.setattr(fused, "apply", lambda *_: pytest.fail("no kernel knows dropout"))
+    with using("each"):
+        FeedForward(8, 8, 4, 16, dropout=0.5).blend(plan(6, 4), torch.zeros(6, 8))
+
+
+def test_oneDNN_is_left_alone_where_it_is_inexact_or_slower(monkeypatch):
+    ask = matmul.onednn_from.__wrapped__
+    monkeypatch.setattr(matmul, "_linear", lambda a, weight, bias: (a.bfloat16() @ weight.T.bfloat16()).float())
+    assert not matmul._is_exact()
+    assert ask() == float("inf")
+    monkeypatch.setattr(matmul, "_is_exact", lambda: True)
+    for said, numbers in (
+        ("vendor_id : GenuineIntel", float("inf")),
+        ("vendor_id : AuthenticAMD\ncpu family\t: 26", 0),
+        ("vendor_id : AuthenticAMD\ncpu family\t: 25", matmul.LARGE),
+    ):
+        monkeypatch.setattr(matmul.Path, "read_text", lambda self, said=said: said)
+        assert ask() == numbers
+
+
+def test_autocast_computes_in_its_dtype_and_trains_float32_weights():
+    experts, x = FeedForward(8, 8, 4, 16), torch.randn(6, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = experts.blend(plan(6, 4), x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == experts.up.weight.grad.dtype == torch.float32
