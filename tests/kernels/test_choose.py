@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from moecli.errors import UsageError
 from moecli.experts.feed_forward import FeedForward
 from moecli.kernels import choose, fused, matmul
-from moecli.kernels.choose import can_group, chosen, using
+from moecli.kernels.activations import ACTIVATIONS
+from moecli.kernels.choose import can_group, chosen, laid_out, using
+from moecli.kernels.fused import Matrices, Work
 from moecli.plan import Sparse
 
 
@@ -93,3 +98,28 @@ def test_autocast_computes_in_its_dtype_and_trains_float32_weights():
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert x.grad.dtype == experts.up.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kernel", "asks"), [("grouped", False), ("each", True), ("padded", True)])
+def test_grouped_asks_the_host_nothing(kernel, asks):
+    """Tensors that have shapes and no values: whoever reads one, which would make a GPU wait, is found out."""
+    widths = 64, 128, 64
+    with FakeTensorMode(), torch.no_grad():
+        index = torch.empty(64, dtype=torch.int64)
+        routed = Sparse(index, index, torch.empty(64), index, 32, 8)
+        x = torch.empty(32, 64, dtype=torch.bfloat16)
+        sizes = ((8, 64, 128), (8, 128)) * 2 + ((8, 128, 64), (8, 64))
+        matrices = Matrices(*(x.new_empty(size) for size in sizes))
+        with pytest.raises(DataDependentOutputException) if asks else nullcontext():
+            work = Work(laid_out(kernel, routed, x, widths), ACTIVATIONS["swiglu"], True, torch.add)
+            weight = fused._weight(work, x, routed.log_weight)
+            y, kept = fused._forward(work, x, weight, matrices)
+            wanted = dict.fromkeys(("x", "log_weight", *Matrices._fields), True)
+            found = fused._Backward(work, x, weight, matrices, wanted).run(y, kept)
+            assert [t.shape for t in found] == [x.shape, index.shape, *sizes]  # type: ignore[union-attr]
+
+
+def test_a_gpu_groups_what_it_can():
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, dtype=torch.bfloat16, element_size=lambda: 2)
+    assert chosen(plan(9, 3), on_gpu, (64, 128, 64)) == "grouped"  # type: ignore[arg-type]
+    assert chosen(plan(9, 3), on_gpu, (6, 128, 64)) == "each"  # type: ignore[arg-type]
