@@ -12,9 +12,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "moecli"
 # From left to right: a module imports from a rank to its left, or from its own package.
 LINE = (
-    "errors, types | plan, kernels | routing | gates, experts, families, heads | routers | mixture | losses | config | "
+    "errors, types | plan | kernels | routing | gates, experts, families, heads | routers | mixture | losses | config | "
     "compatibility | parts | models | tasks | record | training | analysis | plots, report | run | "
-    "sweep, interop, diagnosis | replicate | testing | cli"
+    "sweep, interop, diagnosis, bench | replicate | testing | cli"
 )
 ORDER = [rank.split(", ") for rank in LINE.split(" | ")]
 RANK = {name: number for number, rank in enumerate(ORDER) for name in rank}

@@ -21,6 +21,7 @@ from typing import NoReturn
 import typer
 
 from moecli.cli import (
+    bench,
     compare,
     completion,
     criteria,
@@ -63,6 +64,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("replicate", epilog=replicate.EPILOG)(replicate.replicate)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
 app.command("size", epilog=size.EPILOG)(size.size)
+app.command("bench", epilog=bench.EPILOG)(bench.bench)
 app.command("upcycle", epilog=upcycle.EPILOG)(upcycle.upcycle)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

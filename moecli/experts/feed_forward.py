@@ -72,7 +72,7 @@ class FeedForward(MatrixExperts):
         return [name for pair in zip(weights, biases, strict=True) for name in pair]
 
     @property
-    def idle_units(self) -> bool:
+    def drops_out(self) -> bool:
         return self.training and self.dropout > 0
 
     def rows(self, plan: Plan, x: Tensor) -> Tensor:  # (N, D) -> (R, Y)

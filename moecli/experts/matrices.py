@@ -26,7 +26,7 @@ class MatrixExperts(Experts):
         raise NotImplementedError
 
     @property
-    def idle_units(self) -> bool:
+    def drops_out(self) -> bool:
         """Whether hidden units drop out now, which no kernel knows."""
         return False
 
@@ -37,7 +37,7 @@ class MatrixExperts(Experts):
         return self._served(plan, x, True, super().blend)
 
     def _served(self, plan: Plan, x: Tensor, combined: bool, slow: Callable[[Plan, Tensor], Tensor]) -> Tensor:
-        if not isinstance(plan, Sparse) or not len(plan.token) or x.ndim != 2 or self.idle_units:
+        if not isinstance(plan, Sparse) or not len(plan.token) or x.ndim != 2 or self.drops_out:
             return slow(plan, x)
         x = _cast(x)
         named = dict(self.named_parameters())

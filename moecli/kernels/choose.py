@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from moecli.errors import UsageError
 from moecli.kernels import layout
 from moecli.kernels.layout import Layout
 from moecli.kernels.matmul import padding
+from moecli.plan import Sparse
 
 KERNELS = {
     "loop": "torch's own operators, expert by expert: the reference",
@@ -28,6 +28,7 @@ CACHE = 2**20  # hidden units of all rows that still fit into the cache
 SMALL = 2**15  # numbers of a matrix so small that its calls cost more than padding
 UNEVEN = 2  # largest group, as a multiple of the average one, that is still worth padding to
 _forced: ContextVar[str | None] = ContextVar("kernel", default=None)
+_seen: ContextVar[set[str] | None] = ContextVar("seen", default=None)
 
 
 @contextmanager
@@ -40,7 +41,18 @@ def using(kernel: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def chosen(plan: Any, x: Tensor, widths: tuple[int, ...]) -> str:
+@contextmanager
+def watching() -> Iterator[set[str]]:
+    """What is yielded holds the kernels that were chosen meanwhile: none where nothing but the loop can serve."""
+    seen: set[str] = set()
+    token = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(token)
+
+
+def chosen(plan: Sparse, x: Tensor, widths: tuple[int, ...]) -> str:
     """The name in ``KERNELS`` for a plan, x (N, D) and the widths D, F, Y of the experts' matrices.
 
     Raises UsageError for a forced kernel that cannot serve them.
@@ -49,22 +61,29 @@ def chosen(plan: Any, x: Tensor, widths: tuple[int, ...]) -> str:
     if forced == "grouped" and not can_group(x, widths):
         raise UsageError(
             f"--kernel grouped: grouped_mm takes float32, float16 and bfloat16 of widths that are multiples of "
-            f"{ALIGNED} bytes, not {x.dtype} of widths {', '.join(map(str, widths))}. Choose another kernel"
+            f"{ALIGNED} bytes, not {str(x.dtype)[6:]} of widths {', '.join(map(str, widths))}. Choose another kernel"
         )
-    return forced or _best(plan, x, widths)
+    kernel = forced or _best(plan, x, widths)
+    if (seen := _seen.get()) is not None:
+        seen.add(kernel)
+    return kernel
 
 
-def _best(plan: Any, x: Tensor, widths: tuple[int, ...]) -> str:
+def _best(plan: Sparse, x: Tensor, widths: tuple[int, ...]) -> str:
     """By what was measured: ``python benchmarks/kernels.py --rule``."""
-    rows, units = len(plan.token), len(plan.token) * widths[1]
+    without = "grouped" if can_group(x, widths) else "loop"
     if x.device.type != "cpu":
-        return "grouped" if can_group(x, widths) else "each" if x.is_cuda else "loop"
-    if x.dtype == torch.bfloat16:
-        even = int(plan.groups.counts.max()) * plan.num_experts <= UNEVEN * rows
-        return "padded" if even and (units < 2 * CACHE or widths[0] * widths[1] <= SMALL) else "each"
-    if units >= CACHE and rows >= FEW * plan.num_experts:
-        return "each"
-    return "grouped" if can_group(x, widths) else "loop"
+        return "each" if x.is_cuda and without == "loop" else without
+    units = len(plan.token) * widths[1]
+    if x.dtype == torch.bfloat16 and _worth_padding(plan, units, widths):
+        return "padded"
+    many = len(plan.token) >= FEW * plan.num_experts
+    return "each" if many and (units >= CACHE or x.dtype == torch.bfloat16) else without
+
+
+def _worth_padding(plan: Sparse, units: int, widths: tuple[int, ...]) -> bool:
+    even = int(plan.groups.counts.max()) * plan.num_experts <= UNEVEN * len(plan.token)
+    return even and (units < 2 * CACHE or widths[0] * widths[1] <= SMALL)
 
 
 def can_group(x: Tensor, widths: tuple[int, ...]) -> bool:
@@ -74,7 +93,7 @@ def can_group(x: Tensor, widths: tuple[int, ...]) -> bool:
     return hasattr(F, "grouped_mm") and x.dtype in types and fits
 
 
-def laid_out(kernel: str, plan: Any, x: Tensor, widths: tuple[int, ...]) -> Layout:
+def laid_out(kernel: str, plan: Sparse, x: Tensor, widths: tuple[int, ...]) -> Layout:
     """The rows of a sparse plan as a kernel wants them."""
     if plan.even and kernel == "padded":
         return layout.even(plan.token, plan.num_experts, plan.num_tokens)

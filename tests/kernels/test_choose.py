@@ -45,10 +45,12 @@ def test_the_rule(tokens, experts, dtype, widths, kernel, monkeypatch):
 
 
 def test_groups_too_uneven_are_not_padded():
-    x, widths = torch.zeros(512, 64, dtype=torch.bfloat16), (64, 128, 64)
-    assert chosen(plan(512, 8), x, widths) == "padded"
-    to_one = replace(plan(512, 8, 1), expert=torch.zeros(512, dtype=torch.int64))
-    assert chosen(to_one, x, widths) == "each"
+    widths = 64, 128, 64
+    for tokens, else_by in ((512, "grouped"), (2048, "each")):
+        x = torch.zeros(tokens, 64, dtype=torch.bfloat16)
+        assert chosen(plan(tokens, 8), x, widths) == "padded"
+        to_one = replace(plan(tokens, 8, 1), expert=torch.zeros(tokens, dtype=torch.int64))
+        assert chosen(to_one, x, widths) == else_by
 
 
 def test_a_forced_kernel_is_obeyed_inside_and_forgotten_outside(monkeypatch):
