@@ -30,6 +30,7 @@ from moecli.tasks.task import Batch
 CHUNK = 100  # recorded steps a file
 GROWTH = 1.35  # of the steps from one frame to the next: most happens in the first ones
 MOST_EXPERTS = 64  # of a token, heaviest first
+ENTRIES = slice(-12, -10)  # of a zip without a comment: the number of its members
 MOST_BYTES = 2**30  # of a file's arrays once inflated, where the largest of ours have some 10 MB
 
 
@@ -237,8 +238,10 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
     data = io.BytesIO(read_regular(file))
     try:
         with zipfile.ZipFile(data) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MOST_BYTES:
+            members = archive.infolist()
+        if len(members) != (said := int.from_bytes(data.getvalue()[ENTRIES], "little")):
+            raise ValueError(f"its list of contents has {len(members)} names of {said}")
+        if (size := sum(member.file_size for member in members)) > MOST_BYTES:
             raise ValueError(f"its arrays have {size:,} bytes, of which moe reads {MOST_BYTES:,}")
         with np.load(data, allow_pickle=False) as arrays:
             found = {name: np.asarray(arrays[name]) for name in arrays.files}

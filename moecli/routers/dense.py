@@ -25,5 +25,5 @@ class Dense(Router):
 
     def route(self, tokens: Tokens) -> Routing:
         logits = self.gate(tokens.x)  # (N, E)
-        log_probs = logits.log_softmax(-1)
+        log_probs = logits.T.log_softmax(0).T  # along a short last axis torch's CPU code takes six times as long
         return Routing(DensePlan(log_probs), log_probs.exp(), logits)
