@@ -10,7 +10,7 @@ import resource
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -367,6 +367,7 @@ class Place:
     command: str = ""
     pictures: bool = True
     told: Callable[[int, Mapping[str, float]], None] | None = None  # of each evaluation's step and metrics
+    note: str = ""  # the log's first line
 
 
 def train(*words: str, runs: Path | str | None = None, name: str | None = None, quiet: bool = True) -> Run:
@@ -380,6 +381,7 @@ def train(*words: str, runs: Path | str | None = None, name: str | None = None, 
 
 
 Fit = Callable[[Job, Saved | None], Best]
+Life = Generator[tuple[Job, Saved | None], Best, Run]  # a run that says what to fit, and is sent the best evaluation
 
 
 def train_built(built: Built, place: Place, fit: Fit | None = None) -> Run:
@@ -387,23 +389,48 @@ def train_built(built: Built, place: Place, fit: Fit | None = None) -> Run:
 
     ``fit`` stands in for the trainer of the configuration.
     """
+    return _lived(life(built, place), fit or build(built.config["trainer"]).fit)
+
+
+def life(built: Built, place: Place) -> Life:
+    """A new run folder, which asks for a training and makes of it what ``train_built`` does."""
     choices = built.config["choices"]
     folder = claim(runs_root(place.runs), place.name or f"{choices['task']}-{_model_name(built)}")
     write_whole(folder / "config.yaml", config.to_yaml(built.config).encode())
     with locked(folder):
         info = {"id": folder.name, "name": folder.parent.name, "seconds": 0.0}
-        return _train_in(folder, built, place, info, fit=fit)
+        return (yield from _train_in(folder, built, place, info))
 
 
-def _train_in(
-    folder: Path, built: Built, place: Place, info: dict[str, Any], saved: Saved | None = None, fit: Fit | None = None
-) -> Run:
+def _lived(life: Life, fit: Fit) -> Run:
+    """A run from its beginning to its end."""
+    asked = next(life)
+    try:
+        best: Best | BaseException = fit(*asked)
+    except BaseException as error:
+        best = error
+    return end(life, best)
+
+
+def end(life: Life, found: Best | BaseException) -> Run:
+    """What a run does with its best evaluation, or with the error that ended its training, which it raises again."""
+    try:
+        life.throw(found) if isinstance(found, BaseException) else life.send(found)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("a run asks for one training")
+
+
+def _train_in(folder: Path, built: Built, place: Place, info: dict[str, Any], saved: Saved | None = None) -> Life:
     info |= {"command": place.command, "status": "running", **describe(built)}
     write_whole(folder / "run.json", to_json(info))
     started, before = time.monotonic(), info["seconds"]
     try:
-        info |= _fit(built, folder, place, saved, fit or build(built.config["trainer"]).fit)
+        info |= yield from _fit(built, folder, place, saved)
         info["status"] = "finished"
+    except GeneratorExit:  # whoever trained it has gone
+        info["status"] = "interrupted"
+        raise
     except (KeyboardInterrupt, Interrupted) as error:
         info["status"] = "interrupted"
         raise Interrupted(_what_is_left(folder), getattr(error, "code", 130)) from error
@@ -437,6 +464,7 @@ MAY_CHANGE = (
     "trainer.eval_every",
     "trainer.checkpoint_every",
     "trainer.patience",
+    "trainer.stack",
     "device",
     "threads",
 )
@@ -473,7 +501,8 @@ def resume_in(run: Path, place: Place, *words: str) -> Run:
         built.warnings += [*passed, *_killed(found.info), *_other_machine(built, found.info)]
         write_whole(found.path / "config.yaml", config.to_yaml(built.config).encode())
         place = replace(place, command=found.info["command"])
-        return _train_in(found.path, built, place, _carried(found.info, words), saved)
+        going_on = _train_in(found.path, built, place, _carried(found.info, words), saved)
+        return _lived(going_on, build(built.config["trainer"]).fit)
 
 
 def _carried(info: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -510,12 +539,16 @@ def _other_machine(built: Built, info: dict[str, Any]) -> list[str]:
     return [f"bit-exactness is not promised: {', '.join(differing)}"] if differing else []
 
 
-def _fit(built: Built, folder: Path, place: Place, saved: Saved | None, fit: Fit) -> dict[str, Any]:
+def _fit(
+    built: Built, folder: Path, place: Place, saved: Saved | None
+) -> Generator[tuple[Job, Saved | None], Best, dict[str, Any]]:
     record = Recorder(folder, view(folder / "log.txt", place.quiet), _gate_over_grid(built), place.told)
     try:
+        if place.note:
+            record.note(place.note)
         for text in built.warnings:
             record.warn(text)
-        best = fit(job(built, record, saved), saved)
+        best = yield job(built, record, saved), saved
     finally:
         record.close()
     tensors, _ = checkpoint.load(folder / "checkpoints" / f"step-{best.step:08d}")

@@ -45,7 +45,7 @@ class Objective:
         ``share`` of the batch is here, and ``whole`` is what ``totals`` of all its parts add up to.
         """
         example_loss = self.task(output.prediction, target)  # (B,)
-        values = {"loss": mean(example_loss, number_scored(target) if weight is None else weight)}
+        values = {"loss": self._mean(example_loss, number_scored(target) if weight is None else weight)}
         summed = share * values["loss"]
         for name, term in self.terms.items():
             layers = self._active(name, output)
@@ -55,13 +55,21 @@ class Objective:
             found = [
                 self.across[name].within(routing, whole[name, layer])  # type: ignore[index]
                 if across
-                else term.value(routing, example_loss[routing.example])
+                else self._value(name, routing, example_loss[routing.example])
                 for layer, routing in layers.items()
             ]
-            values[name] = value = torch.stack(found).mean()
+            values[name] = value = torch.stack(found).mean(0)
             part = share * value.detach() + value - value.detach() if across else share * value
             summed = summed + term.weight * part
         return values | {"total": summed}
+
+    def _mean(self, example_loss: Tensor, weight: Tensor | None) -> Tensor:
+        """What counts of the task's losses (B,), each by its weight (B,)."""
+        return mean(example_loss, weight)
+
+    def _value(self, name: str, routing: Routing, example_loss: Tensor) -> Tensor:
+        """A term of one layer; example_loss (N,) is each token's example's."""
+        return self.terms[name].value(routing, example_loss)
 
     def totals(self, output: Output) -> Totals:
         """What this micro-batch adds to the evidence of the terms that balance over all of them."""

@@ -76,6 +76,10 @@ class Recorder:
         self.progress.warnings.append(text)
         self.view.warn(self.progress, text)
 
+    def note(self, text: str) -> None:
+        """A line of the log that is no warning."""
+        self.view.say(text)
+
     def close(self) -> None:
         with ExitStack() as closing:  # all of them, also where the disk takes no more
             for part in (self.metrics, self.timing, self.view):

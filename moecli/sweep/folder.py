@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from moecli.errors import ArtifactError, EnvironmentFailure
 from moecli.record.folder import MOST_JSON, claim, read_regular, to_json, write_whole
 from moecli.record.lock import holder
-from moecli.sweep.lease import Lease, Leases, is_gone
+from moecli.sweep.lease import Lease, Leases, Standing, is_gone
 from moecli.sweep.plan import Job, Plan, Point, from_dict, point_from, to_dict
 
 MOST_DEATHS = 3  # of a run's workers, since the sweep was last started
@@ -142,17 +143,29 @@ class Sweep:
 
     def _claim(self) -> Claim | None:
         standing = self.leases.standing()
-        for job in self.open_jobs():
-            if self.leases.deaths(job.id, standing) >= MOST_DEATHS:
-                self._give_up(job, self.leases.cause(job.id, standing))
-                continue
-            lease = self.leases.take(job.id, standing)
-            if lease is None:
-                continue
-            if not (self.path / "done" / f"{job.id}.json").exists():
-                return Claim(self._point(job), job, lease)
+        return next(filter(None, (self._take(job, standing) for job in self.open_jobs())), None)
+
+    def claim_alike(self, claimed: Claim) -> list[Claim]:
+        """A claimed run and those that may train as one with it: free, not begun, as many as ``trainer.stack`` says."""
+        most = self.plan.stack(claimed.point)
+        if most == 1 or self.run_of(claimed.job) is not None:
+            return [claimed]
+        points = {p.number: p for p in self.points() if self.plan.alike(p, claimed.point)}
+        jobs = [job for job in self.open_jobs() if job.trial in points and self.run_of(job) is None]
+        standing = self.leases.standing()
+        more = filter(None, (self._take(job, standing) for job in jobs if job != claimed.job))
+        return [claimed, *islice(more, most - 1)]
+
+    def _take(self, job: Job, standing: Standing) -> Claim | None:
+        """A run for this process, where nobody has it and it has not killed too many."""
+        if self.leases.deaths(job.id, standing) >= MOST_DEATHS:
+            self._give_up(job, self.leases.cause(job.id, standing))
+            return None
+        lease = self.leases.take(job.id, standing)
+        if lease is not None and (self.path / "done" / f"{job.id}.json").exists():
             self._close(job, lease)  # it was finished between the two looks
-        return None
+            return None
+        return None if lease is None else Claim(self._point(job), job, lease)
 
     def _point(self, job: Job) -> Point:
         return next(point for point in self.points() if point.number == job.trial)

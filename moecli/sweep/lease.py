@@ -165,13 +165,13 @@ class Leases:
         return found
 
     def bury(self, pid: int, how: str) -> str | None:
-        """Say of the process ``pid`` of this machine, which has ended, how it did; returns what it had held."""
-        standing = self.standing()
+        """Say of the process ``pid`` of this machine, which has ended, how it did; returns one of what it had held."""
+        standing, buried = self.standing(), None
         for name, who in self.held(standing).items():
             if who.get("pid") == pid and is_gone(who):
                 _mark(self._path(name, max(standing[name])), "dead", how)
-                return name
-        return None
+                buried = name
+        return buried
 
     def deaths(self, name: str, standing: Standing) -> int:
         return sum("dead" in markers for markers in standing.get(name, {}).values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -21,6 +22,9 @@ from moecli.sweep.grammar import Axis, Interval, Space
 
 VERSION = 1
 MOST_RUNS = 10_000  # without --yes
+OWN = re.compile(
+    r"optimizer\..+|schedule\..+|auxiliary\..+\.weight|trainer\.clip"
+)  # of each run of those that train as one
 Values = dict[str, Any]  # {dotted key: value}
 
 
@@ -110,6 +114,16 @@ class Plan:
                 node = node[step]
             node[last] = value
         return Composed(config, frozenset(base.explicit))
+
+    def stack(self, point: Point) -> int:
+        """How many runs like this one may train as one; a search judges each by itself."""
+        asked = self.composed(point, self.seeds[0]).config["trainer"].get("stack", 1)
+        return 1 if self.sampler == "tpe" else asked
+
+    def alike(self, one: Point, other: Point) -> bool:
+        """Whether two trials differ in nothing but what runs that train as one may differ in."""
+        keys = {key for key in (*one.values, *other.values) if one.values.get(key) != other.values.get(key)}
+        return one.base == other.base and all(OWN.fullmatch(key) for key in keys)
 
     def jobs(self, points: Iterable[Point]) -> list[Job]:
         """Seed by seed, so that a sweep that ends early has whole replicates; refused trials have none."""

@@ -41,7 +41,7 @@ def pull(sweep: Sweep, train: Callable[[Claim], Record]) -> None:
 
 
 def _work(sweep: Sweep, claimed: Claim, train: Callable[[Claim], Record]) -> None:
-    claimed.lease.beat(_robbed)
+    claimed.lease.beat(robbed)
     try:
         record = train(claimed)
     except ConflictError:  # whoever had it before still writes into the run
@@ -51,10 +51,15 @@ def _work(sweep: Sweep, claimed: Claim, train: Callable[[Claim], Record]) -> Non
     except BaseException:
         claimed.lease.free()
         raise
+    finish(sweep, claimed, record)
+
+
+def finish(sweep: Sweep, claimed: Claim, record: Record) -> None:
+    """Write how a run ended, and who trained it."""
     sweep.finish(claimed, {**record, "worker": f"process {os.getpid()} on {os.uname().nodename}"})
 
 
-def _robbed() -> None:
+def robbed() -> None:
     """Another has taken our run: whatever we would still write does not belong there."""
     os._exit(ROBBED)
 

@@ -51,6 +51,17 @@ class Batch:
         return {**self.labels, "row": self.row}
 
 
+def joined(batches: list[Batch]) -> Batch:
+    """Batches end to end."""
+    first = batches[0]
+    labels = {name: torch.cat([batch.labels[name] for batch in batches]) for name in first.labels}
+    x, target, document, row = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("x", "target", "document", "row")
+    )
+    weights = [batch.weight for batch in batches if batch.weight is not None]
+    return Batch(x, target, labels, document, row, torch.cat(weights) if weights else None)
+
+
 def _piece(number: int, index: int, value: Tensor) -> Tensor:
     return value.tensor_split(number)[index]
 
@@ -123,6 +134,10 @@ class Task:
         """The batch of one step: a pure function of (seed, step)."""
         return self.batch("train", order(self.sizes["train"], step, size, seed))
 
+    def train_batches(self, step: int, size: int, seeds: tuple[int, ...]) -> Batch:
+        """The batches of one step for several seeds, end to end."""
+        return joined([self.train_batch(step, size, seed) for seed in seeds])
+
     def batches(self, split: str, size: int) -> Iterator[Batch]:
         """A split once, in its own order."""
         for index in torch.arange(self.sizes[split]).split(size):
@@ -184,16 +199,22 @@ def order(size: int, step: int, batch: int, seed: int) -> Tensor:
 
     A batch of all examples or more is the whole split in its own order.
     """
+    return orders(size, step, batch, (seed,))
+
+
+def orders(size: int, step: int, batch: int, seeds: tuple[int, ...]) -> Tensor:
+    """``order`` of each seed, end to end."""
     if batch >= size:
-        return torch.arange(size)
+        return torch.arange(size).repeat(len(seeds))
     first, last = step * batch, (step + 1) * batch - 1
-    parts = [_permutation(size, epoch, seed) for epoch in range(first // size, last // size + 1)]
-    return torch.cat(parts)[first % size : first % size + batch]
+    parts = [_permutations(size, epoch, seeds) for epoch in range(first // size, last // size + 1)]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # (seeds, n)
+    return whole[:, first % size : first % size + batch].flatten()
 
 
 @lru_cache(maxsize=4)
-def _permutation(size: int, epoch: int, seed: int) -> Tensor:
-    return torch.randperm(size, generator=generator(seed, epoch))
+def _permutations(size: int, epoch: int, seeds: tuple[int, ...]) -> Tensor:
+    return torch.stack([torch.randperm(size, generator=generator(seed, epoch)) for seed in seeds])
 
 
 def spread(number: int, most: int) -> Tensor:
@@ -243,6 +264,11 @@ class InMemory(Task):
 
     def train_batch(self, step: int, size: int, seed: int) -> Batch:
         return self.all_rows if size >= self.sizes["train"] else super().train_batch(step, size, seed)
+
+    def train_batches(self, step: int, size: int, seeds: tuple[int, ...]) -> Batch:
+        if size >= self.sizes["train"] or type(self).train_batch is not InMemory.train_batch:
+            return super().train_batches(step, size, seeds)
+        return self.batch("train", orders(self.sizes["train"], step, size, seeds))
 
     @cached_property
     def all_rows(self) -> Batch:

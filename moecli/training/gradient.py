@@ -31,6 +31,7 @@ from moecli.types import NonNegativeFloat, PositiveFloat, PositiveInt
 
 LOOK = 4  # steps between two looks at who works
 POINTS = 300  # of a curve, at about
+MOST_STACKED = 128  # runs that train as one: each has four files open, of 1,024 that a process usually may
 
 
 @dataclass
@@ -79,12 +80,18 @@ class Gradient:
         router_rate: NonNegativeFloat = 1.0,
         autocast: Literal["none", "bfloat16"] = "none",
         phases: list[dict[str, Any]] | None = None,
+        stack: PositiveInt = 1,
     ):
+        """``stack``: how many runs of a sweep train as one (moecli/training/stack.py); a run by itself is one."""
+        if stack > MOST_STACKED:
+            raise UsageError(
+                f"trainer.stack={stack}: each run keeps files open, so at most {MOST_STACKED} train as one. Lower it"
+            )
         self.steps, self.batch_size, self.clip, self.patience = steps, batch_size, clip, patience
         self.eval_every = eval_every or max(1, steps // 10)
         self.checkpoint_every = checkpoint_every or self.eval_every
         self.micro_batches, self.router_rate = micro_batches, router_rate
-        self.autocast, self.phases = autocast == "bfloat16", _starts(phases or [], steps)
+        self.autocast, self.phases, self.stack = autocast == "bfloat16", _starts(phases or [], steps), stack
 
     def fit(self, job: Job, saved: Saved | None = None) -> Best:
         """Train ``job.model`` in place, on from a checkpoint where one is given; returns the best evaluation.
@@ -170,6 +177,7 @@ class _Loop(Judge):
     def __init__(self, plan: Gradient, job: Job, saved: Saved | None):
         super().__init__(job)
         self.plan, self.first = plan, saved.step if saved else 0
+        self.refresh: Callable[[], None] = lambda: None  # who steps for this loop brings its optimizer up to date
         self.optimizer = job.optimizer(by_rate(job.model, plan.router_rate))
         self.rates = [group["lr"] * group.get("rate", 1.0) for group in self.optimizer.param_groups]
         self.routers = {name: layer.router for name, layer in job.model.mixtures.items()}
@@ -209,6 +217,11 @@ class _Loop(Judge):
         if step == self.first + 1 < self.plan.steps:
             self._require_room(step)
 
+    def is_due(self, step: int) -> bool:
+        """Whether ``keep`` has anything to do."""
+        every = (self.plan.eval_every, self.plan.checkpoint_every)
+        return step in (self.first + 1, self.plan.steps) or any(step % each == 0 for each in every)
+
     def _require_room(self, step: int) -> None:
         """For the checkpoints that will stand beside this one: the latest, the best, and one being written."""
         folder = self.job.record.folder
@@ -232,7 +245,7 @@ class _Loop(Judge):
         for name, router in self.stateful.items():
             router.after_step(usages[name])
         if looking:
-            self._look(step, {**losses, "grad_norm": norm}, usages)
+            self.look(step, {**losses, "grad_norm": norm}, usages)
 
     def _descend(self, batch: Batch, looking: bool) -> tuple[dict[str, Tensor], dict[str, Usage]]:
         """The gradient of the batch, taken in micro-batches; the losses are means over all of its examples."""
@@ -272,14 +285,10 @@ class _Loop(Judge):
         """The gradient's norm, clipped; refuses to go on with a loss or gradient that is not finite."""
         clip = self.plan.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.job.model.parameters(), clip)
-        if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
-            raise NumericalFailure(
-                f"step {step}: the loss is {total.item():.3g} and its gradient's norm {norm.item():.3g}; the weights were "
-                "left as they were before it. Lower optimizer.lr or trainer.clip, and check the data for extremes"
-            )
+        require_finite(total.item(), norm.item(), step)
         return norm
 
-    def _look(self, step: int, values: dict[str, Tensor], usages: dict[str, Usage]) -> None:
+    def look(self, step: int, values: dict[str, Tensor], usages: dict[str, Usage]) -> None:
         for name, usage in usages.items():
             for finding in self.health.see(name, usage):
                 self.job.record.warn(f"step {step}: {finding}")
@@ -287,7 +296,17 @@ class _Loop(Judge):
             self.job.record.step(step, {n: v.item() for n, v in values.items()}, usages)
 
     def save(self, step: int, **more: dict[str, Tensor]) -> None:
+        self.refresh()
         super().save(step, optimizer=checkpoint.optimizer_tensors(self.optimizer))
+
+
+def require_finite(total: float, norm: float, step: int) -> None:
+    """Raises NumericalFailure for a loss or a gradient's norm that is not finite, before the step that it would spoil."""
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        raise NumericalFailure(
+            f"step {step}: the loss is {total:.3g} and its gradient's norm {norm:.3g}; the weights were left as they "
+            "were before it. Lower optimizer.lr or trainer.clip, and check the data for extremes"
+        )
 
 
 def _weight(batch: Batch) -> float:
