@@ -13,7 +13,7 @@ from torch import Tensor
 from moecli.errors import UsageError
 from moecli.kernels import layout
 from moecli.kernels.layout import Layout
-from moecli.kernels.matmul import padding
+from moecli.kernels.matmul import PAD, padding
 from moecli.plan import Sparse
 
 KERNELS = {
@@ -25,7 +25,7 @@ KERNELS = {
 ALIGNED = 16  # bytes that grouped_mm wants rows to begin at a multiple of
 FEW = 128  # rows of a group, on average, below which the calls for each expert cost more than they save
 CACHE = 2**20  # hidden units of all rows that still fit into the cache
-SMALL = 2**15  # numbers of a matrix so small that its calls cost more than padding
+TINY, SMALL = 2**16, 2**18  # bytes of a matrix so small that its calls cost more than padding, or than much padding
 UNEVEN = 2  # largest group, as a multiple of the average one, that is still worth padding to
 _forced: ContextVar[str | None] = ContextVar("kernel", default=None)
 _seen: ContextVar[set[str] | None] = ContextVar("seen", default=None)
@@ -74,16 +74,21 @@ def _best(plan: Sparse, x: Tensor, widths: tuple[int, ...]) -> str:
     without = "grouped" if can_group(x, widths) else "loop"
     if x.device.type != "cpu":
         return "each" if x.is_cuda and without == "loop" else without
-    units = len(plan.token) * widths[1]
-    if x.dtype == torch.bfloat16 and _worth_padding(plan, units, widths):
+    half, few = x.dtype == torch.bfloat16, len(plan.token) < FEW * plan.num_experts
+    if _worth_padding(widths[0] * widths[1] * x.element_size(), half, few) and _is_even(plan):
         return "padded"
-    many = len(plan.token) >= FEW * plan.num_experts
-    return "each" if many and (units >= CACHE or x.dtype == torch.bfloat16) else without
+    return "each" if not few and (half or len(plan.token) * widths[1] >= CACHE) else without
 
 
-def _worth_padding(plan: Sparse, units: int, widths: tuple[int, ...]) -> bool:
-    even = int(plan.groups.counts.max()) * plan.num_experts <= UNEVEN * len(plan.token)
-    return even and (units < 2 * CACHE or widths[0] * widths[1] <= SMALL)
+def _worth_padding(size: int, half: bool, few: bool) -> bool:
+    """For matrices of so many bytes: batched products keep several threads busy, and bfloat16's code is compiled once."""
+    parallel = torch.get_num_threads() > 1
+    return (half or parallel) and (size <= TINY or (size <= SMALL and (few or (half and parallel))))
+
+
+def _is_even(plan: Sparse) -> bool:
+    mean = len(plan.token) / plan.num_experts
+    return int(plan.groups.counts.max()) <= max(UNEVEN * mean, PAD)
 
 
 def can_group(x: Tensor, widths: tuple[int, ...]) -> bool:

@@ -25,23 +25,28 @@ def plan(tokens: int, experts: int, k: int = 2) -> Sparse:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "experts", "dtype", "widths", "kernel"),
+    ("tokens", "experts", "dtype", "widths", "one", "two"),
     [
-        (1024, 8, torch.float32, (128, 512, 128), "each"),
-        (1024, 64, torch.float32, (128, 512, 128), "grouped"),
-        (128, 8, torch.float32, (7, 64, 3), "loop"),
-        (128, 8, torch.float64, (64, 128, 64), "loop"),
-        (1024, 8, torch.float64, (128, 512, 128), "each"),
-        (1024, 64, torch.bfloat16, (128, 512, 128), "padded"),
-        (1024, 8, torch.bfloat16, (512, 2048, 512), "each"),
+        (1024, 8, torch.float32, (128, 512, 128), "each", "each"),
+        (1024, 64, torch.float32, (128, 512, 128), "grouped", "padded"),
+        (1024, 64, torch.float32, (128, 2048, 128), "grouped", "grouped"),
+        (4096, 8, torch.float32, (128, 128, 128), "each", "padded"),
+        (128, 8, torch.float32, (7, 64, 3), "loop", "padded"),
+        (1024, 64, torch.float64, (128, 512, 128), "loop", "loop"),
+        (1024, 8, torch.float64, (128, 512, 128), "each", "each"),
+        (1024, 64, torch.bfloat16, (128, 512, 128), "padded", "padded"),
+        (1024, 8, torch.bfloat16, (128, 512, 128), "each", "padded"),
+        (1024, 8, torch.bfloat16, (512, 2048, 512), "each", "each"),
+        (1024, 64, torch.bfloat16, (512, 2048, 512), "grouped", "grouped"),
     ],
 )
-def test_the_rule(tokens, experts, dtype, widths, kernel, monkeypatch):
+def test_the_rule_with_one_thread_and_with_two(tokens, experts, dtype, widths, one, two, monkeypatch):
     x = torch.zeros(tokens, widths[0], dtype=dtype)
-    assert chosen(plan(tokens, experts), x, widths) == kernel
-    if kernel == "grouped":  # torch before 2.10 has none
-        monkeypatch.delattr(choose.F, "grouped_mm")
-        assert chosen(plan(tokens, experts), x, widths) == "loop"
+    for threads, kernel in ((1, one), (2, two)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert chosen(plan(tokens, experts), x, widths) == kernel
+    monkeypatch.delattr(choose.F, "grouped_mm")  # torch before 2.10 has none
+    assert chosen(plan(tokens, experts), x, widths) == ("loop" if two == "grouped" else two)
 
 
 def test_groups_too_uneven_are_not_padded():
@@ -61,6 +66,7 @@ def test_a_forced_kernel_is_obeyed_inside_and_forgotten_outside(monkeypatch):
         with using(kernel):
             experts.blend(plan(6, 4), x)
     assert seen == [4, 1, 1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert chosen(plan(6, 4), x, (8, 16, 8)) == "grouped"
 
 
