@@ -74,16 +74,14 @@ def _best(plan: Sparse, x: Tensor, widths: tuple[int, ...]) -> str:
     without = "grouped" if can_group(x, widths) else "loop"
     if x.device.type != "cpu":
         return "each" if x.is_cuda and without == "loop" else without
-    half, few = x.dtype == torch.bfloat16, len(plan.token) < FEW * plan.num_experts
-    if _worth_padding(widths[0] * widths[1] * x.element_size(), half, few) and _is_even(plan):
+    rows, half = len(plan.token), x.dtype == torch.bfloat16
+    units, few = rows * widths[1], rows < FEW * plan.num_experts
+    parallel = torch.get_num_threads() > 1  # which batched products keep busy; bfloat16's code is compiled once for all
+    size = widths[0] * widths[1] * x.element_size()
+    narrow = size <= TINY or (size <= SMALL and (few or (parallel and units < 2 * CACHE)))
+    if narrow and (half or parallel) and _is_even(plan):
         return "padded"
-    return "each" if not few and (half or len(plan.token) * widths[1] >= CACHE) else without
-
-
-def _worth_padding(size: int, half: bool, few: bool) -> bool:
-    """For matrices of so many bytes: batched products keep several threads busy, and bfloat16's code is compiled once."""
-    parallel = torch.get_num_threads() > 1
-    return (half or parallel) and (size <= TINY or (size <= SMALL and (few or (half and parallel))))
+    return "each" if not few and (half or units >= CACHE) else without
 
 
 def _is_even(plan: Sparse) -> bool:

@@ -27,13 +27,14 @@ def plan(tokens: int, experts: int, k: int = 2) -> Sparse:
 @pytest.mark.parametrize(
     ("tokens", "experts", "dtype", "widths", "one", "two"),
     [
-        (1024, 8, torch.float32, (128, 512, 128), "each", "each"),
+        (1024, 8, torch.float32, (128, 512, 128), "each", "padded"),
+        (4096, 8, torch.float32, (128, 512, 128), "each", "each"),
         (1024, 64, torch.float32, (128, 512, 128), "grouped", "padded"),
         (1024, 64, torch.float32, (128, 2048, 128), "grouped", "grouped"),
         (4096, 8, torch.float32, (128, 128, 128), "each", "padded"),
         (128, 8, torch.float32, (7, 64, 3), "loop", "padded"),
         (1024, 64, torch.float64, (128, 512, 128), "loop", "loop"),
-        (1024, 8, torch.float64, (128, 512, 128), "each", "each"),
+        (4096, 8, torch.float64, (128, 512, 128), "each", "each"),
         (1024, 64, torch.bfloat16, (128, 512, 128), "padded", "padded"),
         (1024, 8, torch.bfloat16, (128, 512, 128), "each", "padded"),
         (1024, 8, torch.bfloat16, (512, 2048, 512), "each", "each"),
