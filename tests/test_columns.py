@@ -77,7 +77,7 @@ def test_experts_see_their_columns_and_nothing_else(option):
     for seen in (x, elsewhere(x)):
         assert torch.allclose(some.blend(plan, seen), alone.blend(plan, x[..., COLUMNS]), atol=1e-12)
         assert torch.equal(some.rows(plan, seen), alone.rows(plan, x[..., COLUMNS]))
-        assert torch.equal(some(plan.dispatch(seen), plan.groups), some.rows(plan, x))
+        assert torch.allclose(some(plan.dispatch(seen), plan.groups), some.rows(plan, x), atol=1e-12)
     assert some.flops() == alone.flops()
     twin = some.twin(1e4).double()
     one = Groups(torch.tensor([30]), even=True)
