@@ -19,7 +19,7 @@ from moecli.routing import Claims, Router, Tokens
 
 DIM, EXPERTS, VOCAB = SMALL["dim"], SMALL["num_experts"], SMALL["vocab_size"]
 SEQUENCES, LENGTH = 3, 14
-TRIALS = 6  # random inputs; a property holds if none breaks it
+TRIALS = 4  # random inputs; a property holds if none breaks it
 
 
 def check_router(router: Router) -> None:
