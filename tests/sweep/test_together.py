@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 import moecli
-from moecli.errors import Interrupted
 from moecli.record import checkpoint
 from moecli.record.folder import Run
 from moecli.run import resume
-from moecli.sweep import start, worker
+from moecli.sweep import start
 from moecli.sweep.folder import Sweep
-from moecli.sweep.train import Trainer
-
-TINY = [
-    "task=piecewise",
-    "task.rows=60",
-    "trainer.steps=6",
-    "trainer.batch_size=20",
-    "trainer.eval_every=2",
-    "threads=1",
-]
-
-
-def swept(root, *words, **options):
-    plan, _ = start.make([*TINY, *words], start.Order(**options))
-    return Sweep.create(root, "s", plan)
-
-
-def pulled(sweep):
-    worker.pull(sweep, Trainer(sweep))
-    return sweep
+from tests.sweep.small import TINY, pulled, stopped, swept
 
 
 def run_of(sweep, job):
@@ -79,21 +56,8 @@ def test_a_checkpoint_of_a_stack_goes_on_alone(stacked, tmp_path, monkeypatch):
 
 
 def test_a_stop_saves_all_and_the_sweep_goes_on(tmp_path, monkeypatch):
-    sweep = swept(tmp_path, "seed=0..2", "trainer.stack=3")
-    real, saves = checkpoint.save, []
-
-    def save(*arguments):
-        saves.append(arguments[1])
-        if len(saves) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(Interrupted):
-            pulled(sweep)
+    sweep = stopped(swept(tmp_path, "seed=0..2", "trainer.stack=3"), monkeypatch, save=4)
     jobs = [job.id for job in sweep.plan.jobs(sweep.points())]
-    assert not sweep.done() and not sweep.leases.held()
     assert [run_of(sweep, job).info["status"] for job in jobs] == ["interrupted"] * 3
     assert [checkpoint.steps(run_of(sweep, job).path)[-1] for job in jobs] == [2] * 3
     again = pulled(Sweep(sweep.path))

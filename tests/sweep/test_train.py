@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
 import time
@@ -12,39 +11,16 @@ from pathlib import Path
 import pytest
 
 import moecli
-from moecli.errors import EnvironmentFailure, Interrupted, UsageError
+from moecli.errors import EnvironmentFailure, UsageError
 from moecli.record import checkpoint
 from moecli.record.folder import Run, find_runs
 from moecli.report import compare
 from moecli.report import records as reading
-from moecli.sweep import fit, slurm, start, worker
+from moecli.sweep import fit, slurm, start
 from moecli.sweep.folder import Sweep
 from moecli.sweep.grammar import parse
 from moecli.sweep.plan import make
-from moecli.sweep.train import Trainer
-
-TINY = [
-    "task=piecewise",
-    "task.rows=60",
-    "trainer.steps=6",
-    "trainer.batch_size=20",
-    "trainer.eval_every=2",
-    "threads=1",
-]
-
-
-def planned(*words, **options):
-    plan, _ = start.make([*TINY, *words], start.Order(**options))
-    return plan
-
-
-def swept(root, *words, **options):
-    return Sweep.create(root, "s", planned(*words, **options))
-
-
-def pulled(sweep):
-    worker.pull(sweep, Trainer(sweep))
-    return sweep
+from tests.sweep.small import TINY, planned, pulled, stopped, swept
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +60,7 @@ def test_data_are_read_once(swept_once, tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(swept_once, tmp_path, monkeypatch):
-    sweep = swept(tmp_path, "router=top_k,dense", "seed=0,3")
-    real, saves = checkpoint.save, []
-
-    def save(*arguments):
-        saves.append(arguments[1])
-        if len(saves) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(Interrupted):
-            pulled(sweep)
-    assert not sweep.done() and not sweep.leases.held()
+    sweep = stopped(swept(tmp_path, "router=top_k,dense", "seed=0,3"), monkeypatch, save=3)
     pulled(Sweep(sweep.path))
     first = sweep.plan.jobs(sweep.points())[0]
     resumed, whole = Run(sweep.run_of(first)), Run(swept_once.run_of(first))
