@@ -19,16 +19,14 @@ class Activation:
     """``value(up)``, or ``value(up, gate)`` of a gated one: (R, F) -> (R, F).
 
     ``derivative(d, spare, up[, gate])``, d the gradient of the value, gives the value again, and the gradients of its
-    inputs.  It may put them into the ``SPARE`` tensors (R, F) of ``spare``: memory that was written before is
-    several times as fast as what the system has yet to hand out.
+    inputs.  It may put them into ``spare`` tensors (R, F) that it is given: memory that was written
+    before is several times as fast as what the system has yet to hand out.
     """
 
     value: Callable[..., Tensor]
     derivative: Derivative
     gated: bool = False
-
-
-SPARE = 3
+    spare: int = 0
 
 
 def swiglu(up: Tensor, gate: Tensor) -> Tensor:
@@ -74,8 +72,8 @@ def by_autograd(value: Callable[..., Tensor]) -> Derivative:
 
 ACTIVATIONS = {
     "none": Activation(lambda up: up, _d_none),
-    "relu": Activation(F.relu, _d_relu),
-    "gelu": Activation(F.gelu, _d_gelu),
-    "swiglu": Activation(swiglu, _d_swiglu, gated=True),
+    "relu": Activation(F.relu, _d_relu, spare=2),
+    "gelu": Activation(F.gelu, _d_gelu, spare=2),
+    "swiglu": Activation(swiglu, _d_swiglu, gated=True, spare=3),
     "clamped_swiglu": Activation(clamped_swiglu, by_autograd(clamped_swiglu), gated=True),
 }

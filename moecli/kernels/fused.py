@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moecli.kernels.activations import SPARE, Activation
+from moecli.kernels.activations import Activation
 from moecli.kernels.layout import Layout, Stretch
 
 
@@ -112,7 +112,7 @@ class _Backward:
         self.work, self.x, self.weight, self.matrices, self.wanted = work, x, weight, matrices, wanted
         self.of = dict[str, Tensor]()
         self.of_x, self.of_log_weight = _Whole(work.layout), _Whole(work.layout)
-        self.spare = x.new_empty(SPARE, work.layout.largest, matrices.up.shape[-1])
+        self.spare = x.new_empty(work.activation.spare, work.layout.largest, matrices.up.shape[-1])
 
     def run(self, d: Tensor, kept: Sequence[Tensor]) -> list[Tensor | None]:
         """d (N, Y) or (R, Y) -> the gradients of x, log_weight and the six matrices."""

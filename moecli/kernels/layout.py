@@ -125,9 +125,16 @@ class Layout:
     rows: Tensor  # (R,) int64 token of each row
     num_tokens: int
     stretches: Sequence[Stretch]
-    num_places: int
-    largest: int  # stretch, in places
     at: Tensor | None = None  # (R,) int64 place of each row; None: places are rows
+
+    @property
+    def num_places(self) -> int:
+        return self.stretches[-1].places.stop
+
+    @property
+    def largest(self) -> int:
+        """Places of the largest stretch."""
+        return max(stretch.places.stop - stretch.places.start for stretch in self.stretches)
 
     @cached_property
     def token(self) -> Tensor:  # (P,) int64
@@ -156,13 +163,13 @@ class Layout:
 
 
 def ragged(rows: Tensor, expert: Tensor, counts: Tensor, num_tokens: int) -> Layout:
-    stretch = Ragged(slice(None), expert, counts.cumsum(0).to(torch.int32))
-    return Layout(rows, num_tokens, [stretch], len(rows), len(rows))
+    stretch = Ragged(slice(0, len(rows)), expert, counts.cumsum(0).to(torch.int32))
+    return Layout(rows, num_tokens, [stretch])
 
 
 def even(rows: Tensor, num_experts: int, num_tokens: int) -> Layout:
     """Of groups that are equal as they are."""
-    return Layout(rows, num_tokens, [Even(slice(None), num_experts, len(rows) // num_experts)], len(rows), len(rows))
+    return Layout(rows, num_tokens, [Even(slice(0, len(rows)), num_experts, len(rows) // num_experts)])
 
 
 def padded(rows: Tensor, expert: Tensor, counts: Tensor, num_tokens: int, multiple: int) -> Layout:
@@ -170,8 +177,7 @@ def padded(rows: Tensor, expert: Tensor, counts: Tensor, num_tokens: int, multip
     num_experts = len(counts)
     size = _up(int(counts.max()), multiple)
     at = _places(expert, counts, torch.arange(num_experts, device=rows.device) * size)
-    number = num_experts * size
-    return Layout(rows, num_tokens, [Even(slice(None), num_experts, size)], number, number, at)
+    return Layout(rows, num_tokens, [Even(slice(0, num_experts * size), num_experts, size)], at)
 
 
 def each(rows: Tensor, expert: Tensor, counts: Tensor, num_tokens: int, multiple: int) -> Layout:
@@ -180,7 +186,7 @@ def each(rows: Tensor, expert: Tensor, counts: Tensor, num_tokens: int, multiple
     bounds = list(accumulate(sizes, initial=0))
     stretches = [One(slice(a, b), e, len(sizes)) for e, (a, b) in enumerate(pairwise(bounds))]
     at = None if multiple == 1 else _places(expert, counts, torch.tensor(bounds[:-1], device=rows.device))
-    return Layout(rows, num_tokens, stretches, bounds[-1], max(sizes), at)
+    return Layout(rows, num_tokens, stretches, at)
 
 
 def _places(expert: Tensor, counts: Tensor, starts: Tensor) -> Tensor:
