@@ -95,7 +95,7 @@ def trace() -> None:
     Recorder.step = timed("look", Recorder.step)  # type: ignore[method-assign]
     Trace.tokens = timed("evaluation", Trace.tokens)  # type: ignore[method-assign]
     evaluate.assignments = timed("evaluation", evaluate.assignments)
-    gradient._Loop.train = timed("step", gradient._Loop.train)  # type: ignore[method-assign]
+    gradient.Loop.train = timed("step", gradient.Loop.train)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         moecli.train("task=stdlib_text", f"trainer.steps={STEPS}", f"trainer.eval_every={EVERY}", runs=folder)
     steps = config.compose(["task=stdlib_text"]).config["trainer"]["steps"]

@@ -24,7 +24,7 @@ from moecli.config import build, compose
 from moecli.record.recorder import Recorder
 from moecli.record.view import view
 from moecli.run import Built, assemble, job
-from moecli.training.gradient import Gradient, Job, _Loop
+from moecli.training.gradient import Gradient, Job, Loop
 from moecli.training.stack import Lane, Stack, fit_together
 
 ALONE = 3  # runs that the ordinary loop trains
@@ -59,7 +59,7 @@ def apart(made: Sequence[Job], plan: Gradient, steps: int) -> tuple[float, float
     for one in made:
         plan.fit(one)
     whole = time.perf_counter() - started
-    loops = [_Loop(plan, one, None) for one in made]
+    loops = [Loop(plan, one, None) for one in made]
     started = time.perf_counter()
     for loop in loops:
         for step in range(steps):

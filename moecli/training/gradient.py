@@ -91,7 +91,7 @@ class Gradient:
         self.eval_every = eval_every or max(1, steps // 10)
         self.checkpoint_every = checkpoint_every or self.eval_every
         self.micro_batches, self.router_rate = micro_batches, router_rate
-        self.autocast, self.phases, self.stack = autocast == "bfloat16", _starts(phases or [], steps), stack
+        self.autocast, self.phases = autocast == "bfloat16", _starts(phases or [], steps)
 
     def fit(self, job: Job, saved: Saved | None = None) -> Best:
         """Train ``job.model`` in place, on from a checkpoint where one is given; returns the best evaluation.
@@ -100,7 +100,7 @@ class Gradient:
         with everything saved where a signal asked to stop.
         """
         with listening() as stop:
-            loop = _Loop(self, job, saved)
+            loop = Loop(self, job, saved)
             for step in range(loop.first, self.steps):
                 if self.patience and loop.since_best >= self.patience:
                     break
@@ -171,7 +171,7 @@ def restore_random_state(tensors: dict[str, Tensor]) -> None:
             torch.cuda.set_rng_state(tensors[f"cuda{index}"].clone(), index)
 
 
-class _Loop(Judge):
+class Loop(Judge):
     """The state of one training."""
 
     def __init__(self, plan: Gradient, job: Job, saved: Saved | None):
@@ -210,17 +210,22 @@ class _Loop(Judge):
         Also after the first step of an attempt: one that is killed again and again still gets on, and a
         disk that is too small is found at once.
         """
-        if step % self.plan.eval_every == 0 or step == self.plan.steps:
+        if self._is_judged(step):
             self.evaluate(step)
-        elif step % self.plan.checkpoint_every == 0 or step == self.first + 1:
+        elif self._is_saved(step):
             self.save(step)
         if step == self.first + 1 < self.plan.steps:
             self._require_room(step)
 
     def is_due(self, step: int) -> bool:
         """Whether ``keep`` has anything to do."""
-        every = (self.plan.eval_every, self.plan.checkpoint_every)
-        return step in (self.first + 1, self.plan.steps) or any(step % each == 0 for each in every)
+        return self._is_judged(step) or self._is_saved(step)
+
+    def _is_judged(self, step: int) -> bool:
+        return step % self.plan.eval_every == 0 or step == self.plan.steps
+
+    def _is_saved(self, step: int) -> bool:
+        return step % self.plan.checkpoint_every == 0 or step == self.first + 1
 
     def _require_room(self, step: int) -> None:
         """For the checkpoints that will stand beside this one: the latest, the best, and one being written."""

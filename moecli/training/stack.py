@@ -24,7 +24,7 @@ from moecli.training.gradient import (
     Best,
     Gradient,
     Job,
-    _Loop,
+    Loop,
     random_state,
     require_finite,
     restore_random_state,
@@ -42,7 +42,7 @@ class Lane:
     job: Job
     random: dict[str, Tensor] = field(default_factory=random_state)
     error: Exception | None = None
-    loop: Any = None  # a _Loop, from its beginning on
+    loop: Any = None  # a Loop, from its beginning on
 
     def do(self, act: Callable[..., Any], *given: Any) -> None:
         """Whatever goes wrong is this run's own."""
@@ -58,7 +58,7 @@ class Lane:
         self.random = random_state()
 
     def begin(self) -> None:
-        self.loop = _Loop(self.plan, self.job, None)
+        self.loop = Loop(self.plan, self.job, None)
 
     def keep(self, step: int) -> None:
         self.loop.keep(step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moecli.models.stacked import Stacked
-from moecli.training.gradient import _Loop
+from moecli.training.gradient import Loop
 
 # Those that step every number of a parameter by itself, so that a slice of a stack steps as it would alone.
 ELEMENTWISE = frozenset(
@@ -19,7 +19,7 @@ ELEMENTWISE = frozenset(
 )
 
 
-def settings(loop: _Loop) -> str:
+def settings(loop: Loop) -> str:
     """All that an optimizer's step depends on beside parameters and gradients."""
     groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in loop.optimizer.param_groups]
     return repr((loop.rates, groups, type(loop.job.schedule), vars(loop.job.schedule)))
@@ -28,8 +28,8 @@ def settings(loop: _Loop) -> str:
 class StackedOptimizer:
     """A group of parameters for each stretch of neighbours with the same settings."""
 
-    def __init__(self, loops: Sequence[_Loop], model: Stacked):
-        self.groups: list[tuple[_Loop, float]] = []  # whose schedule it follows, and the rate at its top
+    def __init__(self, loops: Sequence[Loop], model: Stacked):
+        self.groups: list[tuple[Loop, float]] = []  # whose schedule it follows, and the rate at its top
         self.parts: list[Part] = []
         groups, leaves = [], {own[0]: (leaf, own) for leaf, own in model.leaves}
         for stretch in _alike(loops):
@@ -52,14 +52,14 @@ class StackedOptimizer:
             part.take(grads[part.leaf])
         self.inner.step()
 
-    def hand_out(self, number: int, loop: _Loop) -> None:
+    def hand_out(self, number: int, loop: Loop) -> None:
         """Let run ``number``'s own optimizer have the state that it would have had by itself."""
         for part in self.parts:
             if number in range(part.stretch.start, part.stretch.stop):
                 part.hand_out(self.inner, number, loop)
 
 
-def _alike(loops: Sequence[_Loop]) -> list[slice]:
+def _alike(loops: Sequence[Loop]) -> list[slice]:
     """Stretches of runs with the same settings."""
     found, start = [], 0
     for _, run in groupby(loops, key=settings):
@@ -83,7 +83,7 @@ class Part:
     def take(self, grad: Tensor | None) -> None:
         self.value.grad = None if grad is None else grad[_rows(self.leaf, self.own, self.stretch)]
 
-    def adopt(self, optimizer: torch.optim.Optimizer, loops: Sequence[_Loop]) -> None:
+    def adopt(self, optimizer: torch.optim.Optimizer, loops: Sequence[Loop]) -> None:
         """Go on from the states of the runs' own optimizers, where they have one."""
         pairs = list(zip(loops, self.own, strict=True))[self.stretch]
         states = [loop.optimizer.state.get(parameter, {}) for loop, parameter in pairs]
@@ -96,7 +96,7 @@ class Part:
             return values[0].clone() if isinstance(values[0], Tensor) else values[0]
         return torch.stack(list(values)).view_as(self.value)
 
-    def hand_out(self, optimizer: torch.optim.Optimizer, number: int, loop: _Loop) -> None:
+    def hand_out(self, optimizer: torch.optim.Optimizer, number: int, loop: Loop) -> None:
         parameter = self.own[number]
         state = {key: self._of_run(value, number) for key, value in optimizer.state.get(self.value, {}).items()}
         if state:

@@ -116,11 +116,11 @@ def test_files_that_may_grow_no_more_are_a_full_disk(limit, moe, tmp_path):
 def test_a_disk_filling_up_stops_at_the_last_checkpoint_that_fitted(moe, small_disk):
     disk = small_disk("size=400k")
     fills = (
-        "from moecli.training.gradient import _Loop; real = _Loop.train\n"
+        "from moecli.training.gradient import Loop; real = Loop.train\n"
         "def train(loop, step):\n"
         f"    if step == 4: open({str(disk / 'other')!r}, 'wb', buffering=0).write(bytes(10**6))\n"
         "    real(loop, step)\n"
-        "_Loop.train = train"
+        "Loop.train = train"
     )
     done = moe("train", *EACH, "--quiet", "--runs", disk, setup=fills)
     one_line(done, 5, "the disk is full (0.0 MB and ", str(disk))
@@ -207,11 +207,11 @@ def test_a_place_that_may_not_be_written_is_refused_before_any_work(moe, tmp_pat
 
 def test_permission_lost_on_the_way_ends_at_the_next_save(moe, tmp_path):
     loses = (
-        "from moecli.training.gradient import _Loop; real = _Loop.train\n"
+        "from moecli.training.gradient import Loop; real = Loop.train\n"
         "def train(loop, step):\n"
         "    real(loop, step)\n"
         "    if step == 2: __import__('os').chmod(loop.job.record.folder / 'checkpoints', 0o555)\n"
-        "_Loop.train = train"
+        "Loop.train = train"
     )
     words = [*TINY, "trainer.checkpoint_every=2", "trainer.eval_every=6"]
     done = moe("train", *words, "--quiet", "--runs", tmp_path / "mine", setup=NO_POWERS + loses)
@@ -246,11 +246,11 @@ def test_every_file_of_a_run_has_the_mode_that_the_umask_leaves(mask, moe, tmp_p
 
 def test_a_run_folder_that_is_deleted_does_not_come_back(moe, tmp_path):
     deletes = (
-        "import shutil; from moecli.training.gradient import _Loop; real = _Loop.train\n"
+        "import shutil; from moecli.training.gradient import Loop; real = Loop.train\n"
         "def train(loop, step):\n"
         "    real(loop, step)\n"
         "    if step == 3: shutil.rmtree(loop.job.record.folder)\n"
-        "_Loop.train = train"
+        "Loop.train = train"
     )
     one_line(moe("train", *TINY, "--quiet", "--runs", tmp_path, setup=deletes), 5, str(tmp_path), "No such file")
     assert not [path for path in tmp_path.rglob("*") if path.parent.parent != tmp_path and path.parent != tmp_path]
@@ -258,7 +258,7 @@ def test_a_run_folder_that_is_deleted_does_not_come_back(moe, tmp_path):
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_run_folder(moe, tmp_path):
-    breaks = "from moecli.training.gradient import _Loop; _Loop.train = lambda loop, step: {}['missing']"
+    breaks = "from moecli.training.gradient import Loop; Loop.train = lambda loop, step: {}['missing']"
     done = moe("train", *TINY, "--quiet", "--runs", tmp_path / "a", setup=breaks)
     one_line(done, 1, "internal: KeyError: 'missing'", "MOE_DEBUG=1")
     (log,) = only_run(tmp_path / "a").path.glob("crash-*.log")

@@ -21,7 +21,7 @@ from moecli.record.recorder import Recorder
 from moecli.record.view import view
 from moecli.run import MAY_CHANGE, resume, train
 from moecli.training import gradient
-from moecli.training.gradient import _Loop
+from moecli.training.gradient import Loop
 from tests.faults.forking import TINY
 from tests.training.killing import WORDS, quick
 from tests.training.test_resume import bits
@@ -79,7 +79,7 @@ def signal_in(monkeypatch, owner, name: str, call: int, number: int) -> None:
         (gradient, "evaluate", 1, signal.SIGTERM),
         (os, "rename", 2, signal.SIGINT),
         (os, "fsync", 9, signal.SIGHUP),
-        (_Loop, "train", STEPS, signal.SIGTERM),
+        (Loop, "train", STEPS, signal.SIGTERM),
     ],
     ids=["validation", "renaming", "flushing", "last step"],
 )
@@ -112,7 +112,7 @@ def test_a_second_signal_within_a_save_leaves_at_once(moe, tmp_path):
 
 
 def test_a_hang_up_saves_and_one_that_nohup_ignores_is_ignored(moe, tmp_path):
-    send = "import os, signal; from moecli.training.gradient import _Loop; real = _Loop.train\n"
+    send = "import os, signal; from moecli.training.gradient import Loop; real = Loop.train\n"
     send += "def hang_up(*args): real(*args); os.kill(os.getpid(), signal.SIGHUP)\n_Loop.train = hang_up\n"
     done = moe("train", *TINY, "--runs", tmp_path / "a", setup=send)
     one_line(done, 129, "--resume")
@@ -168,11 +168,11 @@ def test_without_standard_error_the_exit_code_still_tells(moe):
 def test_a_run_killed_again_and_again_gets_on_each_time_and_says_so(moe, tmp_path):
     """Two steps an attempt and then SIGKILL, with a checkpoint due only at the end."""
     dies = (
-        "import os; from moecli.training.gradient import _Loop; real, done = _Loop.train, []\n"
+        "import os; from moecli.training.gradient import Loop; real, done = Loop.train, []\n"
         "def train(loop, step):\n"
         "    if len(done) == 2: os.kill(os.getpid(), 9)\n"
         "    done.append(step); real(loop, step)\n"
-        "_Loop.train = train"
+        "Loop.train = train"
     )
     words = [*(word for word in TINY if "eval_every" not in word), "trainer.eval_every=6"]
     assert moe("train", *words, "--runs", tmp_path, setup=dies).code == -signal.SIGKILL
@@ -298,7 +298,7 @@ def test_the_clock_may_jump(tmp_path, monkeypatch):
 def test_a_run_goes_on_elsewhere(whole, tmp_path, monkeypatch):
     """Moved, reached by a link, from another folder, without a home."""
     with pytest.MonkeyPatch.context() as patch:
-        signal_in(patch, _Loop, "train", 6, signal.SIGTERM)
+        signal_in(patch, Loop, "train", 6, signal.SIGTERM)
         with pytest.raises(Interrupted):
             train(*SMALL, runs=tmp_path / "here")
     moved = shutil.move(only_run(tmp_path / "here").path, tmp_path / "there")

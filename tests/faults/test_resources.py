@@ -54,7 +54,7 @@ def test_memory_is_the_machine_s_or_what_the_process_is_allowed(moe):
 
 
 def test_memory_that_runs_out_later_is_one_line_with_numbers(moe, tmp_path):
-    setup = "from moecli.training.gradient import _Loop, torch; _Loop.train = lambda *args: torch.empty(10**15)"
+    setup = "from moecli.training.gradient import Loop, torch; Loop.train = lambda *args: torch.empty(10**15)"
     done = moe("train", *TINY, "--quiet", "--runs", tmp_path, setup=setup)
     one_line(done, 5, "out of memory", "4000000000000000 bytes", "Lower trainer.batch_size")
 
@@ -100,9 +100,9 @@ def test_two_hundred_pictures_with_few_descriptors(moe, tmp_path):
 @pytest.mark.slow
 def test_ten_thousand_steps_take_no_more_memory(tmp_path, monkeypatch):
     """Resident memory over the second half of a run grows by less than a kilobyte a step."""
-    from moecli.training.gradient import _Loop
+    from moecli.training.gradient import Loop
 
-    seen, real = {}, _Loop.train
+    seen, real = {}, Loop.train
 
     def watched(loop, step):
         real(loop, step)
@@ -110,7 +110,7 @@ def test_ten_thousand_steps_take_no_more_memory(tmp_path, monkeypatch):
             with open("/proc/self/statm") as file:
                 seen[step] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    monkeypatch.setattr(_Loop, "train", watched)
+    monkeypatch.setattr(Loop, "train", watched)
     monkeypatch.setattr(moecli.run, "_draw", lambda run: None)
     train(*TINY, "trainer.steps=10000", "trainer.eval_every=1000", runs=tmp_path)
     growth = (seen[9_999] - seen[5_000]) / 4_999

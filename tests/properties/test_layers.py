@@ -16,7 +16,7 @@ from moecli.experts.linear import Linear
 from moecli.mixture import SHARED_MIXES, MixtureOfExperts
 from moecli.routing import Usage
 from moecli.run import assemble
-from moecli.training.gradient import Gradient, _Loop
+from moecli.training.gradient import Gradient, Loop
 from tests.properties.cases import DIM, F64, SEEDS, SIZES, given_gates, state_of, tokens
 
 # -- P25 -------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def step(scope: str, micro: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     parts = assemble(compose(words))
     batch = parts.task.train_batch(0, 20, 0)
     batch = replace(batch, x=batch.x.double())
-    loop = object.__new__(_Loop)
+    loop = object.__new__(Loop)
     loop.plan, loop.stateful = Gradient(micro_batches=micro), {}
     loop.job = SimpleNamespace(model=parts.model.double(), objective=parts.objective, device=torch.device("cpu"))
     losses, _ = loop._descend(batch, False)

@@ -20,7 +20,7 @@ from moecli.record.folder import Run
 from moecli.record.lock import locked
 from moecli.run import resume, train
 from moecli.training import stop
-from moecli.training.gradient import _Loop
+from moecli.training.gradient import Loop
 
 from .killing import WORDS, quick
 
@@ -52,17 +52,17 @@ def whole(tmp_path_factory):
 
 def interrupted(tmp_path: Path, monkeypatch, at: int, number: int = signal.SIGTERM) -> Run:
     """A run whose own process is signalled in step ``at``."""
-    real = _Loop.train
+    real = Loop.train
 
     def train_and_signal(self, step):
         real(self, step)
         if step == at:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(_Loop, "train", train_and_signal)
+    monkeypatch.setattr(Loop, "train", train_and_signal)
     with pytest.raises(Interrupted) as caught:
         train(*WORDS, f"trainer.steps={STEPS}", runs=tmp_path)
-    monkeypatch.setattr(_Loop, "train", real)
+    monkeypatch.setattr(Loop, "train", real)
     assert caught.value.code == 128 + number and "--resume" in str(caught.value)
     (path,) = tmp_path.glob("*/*/run.json")
     return Run(path.parent)
