@@ -85,7 +85,7 @@ class Pool:
             self.workers.append(Worker())
             self.idle.put(self.workers[-1])
         with ThreadPoolExecutor(self.jobs) as threads:
-            futures = [threads.submit(self._fit, part) for part in parts]
+            futures = [threads.submit(_fit, part, self.idle) for part in parts]
             try:
                 while wait(futures, LOOK).not_done:
                     _unless(stopped, lambda: None)
@@ -97,17 +97,19 @@ class Pool:
                 self._end()  # one may be dead, and the next fit begins with fresh ones
         return [future.result() for future in futures]
 
-    def _fit(self, part: Part) -> tuple[Any, list[str]]:
-        worker = self.idle.get()
-        try:
-            return worker.fit(part)
-        finally:
-            self.idle.put(worker)
-
     def _end(self) -> None:
         for worker in self.workers:
             worker.end()
         self.workers, self.idle = [], SimpleQueue()
+
+
+def _fit(part: Part, idle: SimpleQueue[Worker]) -> tuple[Any, list[str]]:
+    """The queue is handed over: a fit that ends after its pool must not put a dead worker among the next ones."""
+    worker = idle.get()
+    try:
+        return worker.fit(part)
+    finally:
+        idle.put(worker)
 
 
 def _unless(stopped: Callable[[], object], call: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import moecli
 from moecli.errors import ArtifactError, EnvironmentFailure, UsageError
 from moecli.experts.estimators import CLASSIFIERS, LEAST, REGRESSORS, Part, Recipe, answer
 from moecli.experts.sklearn import Sklearn
-from moecli.experts.workers import Pool, Stopped
+from moecli.experts.workers import Pool, Stopped, Worker
 from moecli.plan import Dense
 from moecli.record import checkpoint
 
@@ -220,6 +221,17 @@ def test_who_stops_waits_for_no_fit_and_leaves_no_worker(pool):
     assert not alive(pids) and not pool.workers
 
 
+def test_a_fit_that_ends_after_its_pool_leaves_no_dead_worker_to_the_next(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(Worker, "fit", lambda *_: ended.wait(60))
+    real = Pool._end
+    monkeypatch.setattr(Pool, "_end", lambda pool: (real(pool), ended.set()))
+    with Pool(2) as pool:
+        with pytest.raises(Stopped):
+            pool.fit(parts(2), lambda: True)
+        assert ended.is_set() and pool.idle.empty()
+
+
 @linux
 def test_a_worker_that_dies_is_one_line(pool):
     def killed() -> None:
@@ -232,6 +244,7 @@ def test_a_worker_that_dies_is_one_line(pool):
 
 
 ORPHANS = """
+import threading
 import time
 import numpy as np
 from moecli.experts.workers import Pool

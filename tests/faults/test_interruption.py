@@ -113,7 +113,7 @@ def test_a_second_signal_within_a_save_leaves_at_once(moe, tmp_path):
 
 def test_a_hang_up_saves_and_one_that_nohup_ignores_is_ignored(moe, tmp_path):
     send = "import os, signal; from moecli.training.gradient import Loop; real = Loop.train\n"
-    send += "def hang_up(*args): real(*args); os.kill(os.getpid(), signal.SIGHUP)\n_Loop.train = hang_up\n"
+    send += "def hang_up(*args): real(*args); os.kill(os.getpid(), signal.SIGHUP)\nLoop.train = hang_up\n"
     done = moe("train", *TINY, "--runs", tmp_path / "a", setup=send)
     one_line(done, 129, "--resume")
     done = moe(
