@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moecli.errors import DataError
 from moecli.models.image import Pixels
+from moecli.tasks.digits import handwritten
 from moecli.tasks.files import user_path
 from moecli.tasks.idx import IMAGES, Pair, existing, read_pair
 from moecli.tasks.kinds import Classification
@@ -89,10 +90,8 @@ Source = tuple[Array, Array, dict[str, Tensor]]  # images (n, H, W) uint8, digit
 
 
 def scikit_digits(seed: int) -> Source:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return bunch.images.astype(np.uint8), bunch.target, three_way(len(bunch.target), seed)
+    images, digits = handwritten()
+    return images, digits, three_way(len(digits), seed)
 
 
 def idx_folder(root: Path, seed: int) -> Source:

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moecli.tasks.digits import Digits
+from moecli.tasks.digits import Digits, handwritten
 from moecli.tasks.task import SPLITS, generator, order, three_way
 from moecli.tasks.toys import Piecewise, Regions, Spirals
 
@@ -152,7 +153,8 @@ def test_spirals_without_noise_lie_on_their_arm():
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    task, pixels = Digits(), load_digits(return_X_y=True)[0]
+    task, theirs, (pixels, digits) = Digits(), load_digits(), handwritten()
+    assert np.array_equal(pixels, theirs.images) and np.array_equal(digits, theirs.target)
     assert task.batch("test", torch.tensor([0])).x.max() <= 1
     assert sum(s.x.double().sum() for s in task.splits.values()).item() == pytest.approx(pixels.sum() / 16)
     assert task.chance("test")["accuracy"] < 0.2
