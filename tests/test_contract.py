@@ -226,16 +226,37 @@ def test_the_matrix_agrees_with_assembly(router, text):
     assert {column.partition("=")[2].partition(" ")[0] for column in SETTINGS} == set(registry()["model"])
     fitting = next(column for column in SETTINGS if cells[column] is None)
     linear = ["gate=linear"] if matrix.gate_refusal(router, "linear") is None else []
-    composed = cache(lambda *words: compose([*words, f"router={router}"]))
     for column, refusal in cells.items():
         group, _, option = column.partition("=")
         base = FRAMES if column == "gate=tdnn" else SETTINGS.get(column, SETTINGS[fitting])
         if group == "trainer":
             base = [*SETTINGS["model=density (real)"], *linear, column]  # a task recommends lengths for its trainer
-        whole = composed(*base, *(f"{key}.path={text}" for key in ("task", "task.text") if f"{key}=text" in base))
+        whole = served(base + [f"{key}.path={text}" for key in ("task", "task.text") if f"{key}=text" in base], router)
         outcome = attempt(chosen(whole, group, option) if group in ("gate", "auxiliary") else whole)
         assert (outcome is None) == (refusal is None), f"{column}: matrix {refusal!r}, assembly {outcome!r}"
         assert outcome is None or matrix.why(outcome) == matrix.why(refusal), (outcome, refusal)
+
+
+@cache
+def composed(*words: str) -> Composed:
+    return compose(words)
+
+
+def served(words: list[str], router: str) -> Composed:
+    """What composing with the router beside these words would give, but for a weight that a task may advise."""
+    whole = composed(*words, "router=top_k")
+    given = composed(*SETTINGS["model=density (real)"], f"router={router}").config
+    config = copy.deepcopy({**whole.config, "router": given["router"], "auxiliary": given["auxiliary"]})
+    config["choices"] |= {group: given["choices"][group] for group in ("router", "auxiliary")}
+    if "router_rate" in config["trainer"]:
+        config["trainer"]["router_rate"] = given["trainer"]["router_rate"]
+    return Composed(config, whole.explicit)
+
+
+@pytest.mark.parametrize("router", ["straight_through", "soft_slots", "bernoulli"])
+def test_a_router_may_be_chosen_after_composing(router):
+    words = SETTINGS["model=layer (classes)"]
+    assert served(words, router) == compose([*words, f"router={router}"]) != compose([*words, "router=top_k"])
 
 
 def chosen(whole: Composed, group: str, option: str) -> Composed:
