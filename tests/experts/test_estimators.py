@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from moecli.experts.sklearn import Sklearn
 from moecli.experts.workers import Pool, Stopped, Worker
 from moecli.plan import Dense
 from moecli.record import checkpoint
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -268,10 +268,7 @@ def test_workers_leave_when_their_parent_is_killed():
     assert len(pids) == 2 and alive(pids) == pids
     os.kill(parent.pid, signal.SIGKILL)
     parent.communicate()
-    until = time.monotonic() + 30
-    while alive(pids) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not alive(pids)
+    until(lambda: not alive(pids))
 
 
 # -- checkpoints -------------------------------------------------------------------------------------

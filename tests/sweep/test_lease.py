@@ -15,6 +15,7 @@ import pytest
 
 from moecli.sweep import lease
 from moecli.sweep.lease import Leases, identity, is_gone
+from tests.waiting import until
 
 TAKE = """
 import sys, time
@@ -70,8 +71,7 @@ def test_only_one_of_many_claimers_gets_each_name(leases):
         signal.pause()  # the dead would be robbed
 
     children = [forked(take_all) for _ in range(10)]
-    while sum(file.stat().st_size > 0 for file in leases.folder.glob(".won-*")) < len(children):
-        time.sleep(0.01)
+    until(lambda: sum(file.stat().st_size > 0 for file in leases.folder.glob(".won-*")) == len(children))
     for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -94,8 +94,7 @@ def test_a_killed_holder_loses_it_at_once(leases, holder):
 
 def test_a_zombie_is_gone_although_it_has_its_number_and_start(leases):
     child = forked(lambda: leases.take("a"))
-    while is_gone({**identity(), "pid": child, "start": lease._start(child)}) is False:
-        time.sleep(0.01)
+    until(lambda: is_gone({**identity(), "pid": child, "start": lease._start(child)}) is not False)
     assert lease._start(child) is not None  # nobody has reaped it
     assert leases.take("a") is not None
     os.waitpid(child, 0)
@@ -129,8 +128,7 @@ def test_signs_of_life_keep_it(leases, monkeypatch):
     own = leases.take("a")
     os.utime(own.path, (1, 1))
     own.beat(lambda: None)
-    time.sleep(0.2)
-    assert own.path.stat().st_mtime > 1
+    until(lambda: own.path.stat().st_mtime > 1)
     own.free()
 
 
@@ -142,8 +140,7 @@ def test_who_is_declared_dead_hears_of_it(leases, monkeypatch):
     time.sleep(0.1)
     assert not heard
     lease._mark(own.path, "dead")
-    time.sleep(0.2)
-    assert heard
+    until(lambda: heard)
     own.stop()
 
 

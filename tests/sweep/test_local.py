@@ -22,6 +22,7 @@ from moecli.sweep import local, worker
 from moecli.sweep.folder import MOST_DEATHS, Sweep
 from moecli.sweep.lease import is_gone
 from tests.sweep.standin import STEPS, swept, value
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPERVISE = """
@@ -58,13 +59,6 @@ def workers_of(folder) -> list[int]:
         if str(folder).encode() in words and b"tests.sweep.standin" in words:
             found.append(int(entry.name))
     return found
-
-
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def statuses(sweep) -> list[str]:
@@ -275,7 +269,7 @@ def test_a_second_signal_waits_for_nothing(tmp_path):
     running.send_signal(signal.SIGINT)
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
-    assert running.wait(1.5) == 130
+    assert running.wait(3) == 130  # sooner than the grace of workers ends
     for pid in held:
         os.kill(pid, signal.SIGCONT)
     until(lambda: not workers_of(sweep.path), 6)

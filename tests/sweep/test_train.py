@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from moecli.sweep.folder import Sweep
 from moecli.sweep.grammar import parse
 from moecli.sweep.plan import make
 from tests.sweep.small import TINY, planned, pulled, stopped, swept
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +208,7 @@ def test_slurm_is_handed_an_array_of_workers(tmp_path, sbatch, monkeypatch):
         and f"{sweep.path}/logs/slurm-%A_%a.log" in script
     )
     for number in (sbatch / "tasks").read_text().split():
-        while Path(f"/proc/{number}").exists():  # bash has ended and left it to init, or to nobody
-            time.sleep(0.05)
+        until(lambda number=number: not Path(f"/proc/{number}").exists())  # bash has left it to init, or to nobody
     found = Sweep(sweep.path)
     assert found.is_complete() and found.counts()["finished"] == 2, (sbatch / "printed").read_text()
     assert {Run(path).info["threads"] for path in find_runs([sweep.path])} == {1}
