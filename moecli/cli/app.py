@@ -137,7 +137,7 @@ def _explain(error: BaseException) -> int:
         error = _environment(error)
     if _is_out_of_memory(error):
         error = EnvironmentFailure(
-            f"out of memory: {error}. Lower trainer.batch_size, num_experts or the model's sizes"
+            f"out of memory: {error}. Lower trainer.batch_size (of moe bench: --tokens), num_experts or the model's sizes"
         )
     if isinstance(error, MoeError):
         return _say(str(error), error.code)
