@@ -156,21 +156,27 @@ class Leases:
 
     def held(self, standing: Standing | None = None) -> dict[str, dict[str, Any]]:
         """{name: who holds it} of the leases that nobody has ended; a holder may be gone all the same."""
-        found = {}
-        for name, numbers in (self.standing() if standing is None else standing).items():
-            latest = max(numbers)
-            if numbers[latest] == {""}:
-                with suppress(OSError, ValueError):
-                    found[name] = json.loads(self._path(name, latest).read_bytes())
-        return found
+        latest = {name: max(n.items()) for name, n in (self.standing() if standing is None else standing).items()}
+        found = {name: self._holder(name, number) for name, (number, markers) in latest.items() if markers == {""}}
+        return {name: who for name, who in found.items() if who}
+
+    def _holder(self, name: str, number: int) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            return json.loads(self._path(name, number).read_bytes())
+        return {}
 
     def bury(self, pid: int, how: str) -> str | None:
-        """Say of the process ``pid`` of this machine, which has ended, how it did; returns one of what it had held."""
-        standing, buried = self.standing(), None
-        for name, who in self.held(standing).items():
-            if who.get("pid") == pid and is_gone(who):
-                _mark(self._path(name, max(standing[name])), "dead", how)
-                buried = name
+        """Say of the process ``pid`` of this machine, which has ended, how it did; returns one of what it held then.
+
+        That may be another's by now, who saw that the holder was gone.
+        """
+        buried = None
+        for name, numbers in self.standing().items():
+            for number in (number for number, markers in numbers.items() if "free" not in markers):
+                who = self._holder(name, number)
+                if who.get("pid") == pid and is_gone(who):
+                    _mark(self._path(name, number), "dead", how)
+                    buried = name
         return buried
 
     def deaths(self, name: str, standing: Standing) -> int:

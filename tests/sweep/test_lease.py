@@ -191,3 +191,14 @@ def test_a_burial_says_how_and_only_of_the_dead(leases, holder):
     assert leases.bury(holder.pid, "SIGKILL") == "a"
     assert leases.cause("a", leases.standing()) == "SIGKILL"
     assert leases.held() == {}
+
+
+def test_a_burial_knows_what_another_has_taken_since(leases, holder):
+    """Else a worker killed at work would count as one that died idle, of which three in a row end a sweep."""
+    holder.kill()
+    holder.wait()
+    taken = leases.take("a")
+    assert leases.bury(holder.pid, "SIGKILL") == "a"
+    assert leases.held()["a"] == identity()
+    taken.free()
+    assert leases.bury(os.getpid(), "SIGKILL") is None

@@ -320,13 +320,14 @@ def test_fifty_kills_in_two_hundred_runs(tmp_path, real):
     tiny = ["task=piecewise", "task.rows=60", "trainer.steps=6", "trainer.batch_size=20", "trainer.eval_every=2"]
     sweep = swept(tmp_path, *(tiny if real else []), "router=top_k,dense", "num_experts=2..5", "seed=0..24")
     killed, started = [], time.monotonic()
-    killer = threading.Thread(target=kill_some, args=(Sweep(sweep.path), 50, 7, killed, 4.0 if real else 0.6))
+    killer = threading.Thread(target=kill_some, args=(Sweep(sweep.path), 50, 7, killed, 1.2 if real else 0.6))
     killer.start()
     local.run(sweep, 2, local.worker_command if real else standin(seconds=0.05))
     killer.join()
     done = Sweep(sweep.path).done()
-    ended = [record["status"] for record in done.values()]
-    print(f"{len(killed)} kills, {ended.count('finished')} finished, {time.monotonic() - started:.0f} s")
+    finished = {job for job, record in done.items() if record["status"] == "finished"}
+    print(f"{len(killed)} kills, {len(finished)} finished, {time.monotonic() - started:.0f} s")
     assert len(killed) == 50 and len(done) == 200
-    assert all(record["status"] == "finished" or "its worker died" in record["error"] for record in done.values())
-    assert len(find_runs([sweep.path])) == (ended.count("finished") if real else 0)
+    assert all("its worker died" in done[job]["error"] for job in done.keys() - finished)
+    folders = [path.parent.name for path in find_runs([sweep.path])]
+    assert len(folders) == len(set(folders)) and set(folders) >= (finished if real else set())
