@@ -45,7 +45,7 @@ class MatrixExperts(Experts):
         widths = (*matrices.up.shape[1:], *(matrices.down.shape[2:] if matrices.down is not None else ()))
         kernel = chosen(plan, x, widths)
         if kernel == "loop":
-            rows = super().rows(plan, x)
+            rows = super().rows(plan, x)  # a slow blend would call our own rows, and choose again
             return plan.combine(rows) if combined else rows
         reference = self._reference(plan, combined)
         work = Work(laid_out(kernel, plan, x, widths), ACTIVATIONS[self.activation], combined, reference)

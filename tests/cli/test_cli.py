@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import scipy.stats
 
 from moecli import cli
+from tests.waiting import until
 
 COMMANDS = sorted(
     {p.stem for p in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "common", "completion"}
@@ -325,9 +325,8 @@ def test_sigterm_saves_says_so_and_leaves_with_143(tmp_path):
     running = subprocess.Popen(
         [sys.executable, "-m", "moecli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
-    while not list(tmp_path.glob("*/*/checkpoints/step-*/MANIFEST.json")):
-        assert running.poll() is None
-        time.sleep(0.1)
+    until(lambda: running.poll() is not None or list(tmp_path.glob("*/*/checkpoints/step-*/MANIFEST.json")), 60)
+    assert running.poll() is None
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 143 and err.count("\n") == 1 and "moe train --resume" in err

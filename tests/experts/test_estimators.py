@@ -244,7 +244,6 @@ def test_a_worker_that_dies_is_one_line(pool):
 
 
 ORPHANS = """
-import threading
 import time
 import numpy as np
 from moecli.experts.workers import Pool

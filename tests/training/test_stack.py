@@ -85,8 +85,7 @@ class Trained:
         return {(e["step"], e["split"], e["name"]): e["value"] for e in map(json.loads, lines)}
 
     def usage(self, number):
-        reader = TraceReader(self.folders[number])
-        return {(layer, name): value for layer in ("layer0",) for name, value in reader.usage(layer).items()}
+        return TraceReader(self.folders[number]).usage("layer0")
 
     def saved(self, number):
         tensors, _ = checkpoint.load(self.folders[number] / "checkpoints" / "step-00000050")
@@ -106,8 +105,9 @@ def test_fifty_steps_together_are_fifty_steps_apart(case, tmp_path):
         for key, value in own.items():
             torch.testing.assert_close(found[key], value, **EXACT, msg=str(key))
         assert alone.metrics(number) == pytest.approx(stack.metrics(number), rel=0, abs=1e-9)
-        for key, value in alone.usage(number).items():
-            assert stack.usage(number)[key] == pytest.approx(value, rel=0, abs=1e-6), key  # recorded in float32
+        own, found = alone.usage(number), stack.usage(number)
+        for key, value in own.items():
+            assert found[key] == pytest.approx(value, rel=0, abs=1e-6), key  # recorded in float32
         assert alone.best[number].step == stack.best[number].step
     assert alone.metrics(0) != pytest.approx(
         alone.metrics(2), rel=0, abs=1e-3
